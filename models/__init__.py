@@ -1,0 +1,27 @@
+"""Spiking networks: what they are, how they are made, saved and loaded. Knows nothing of training."""
+
+from models.ann import create_ann
+from models.dynamics import NeuronConfig
+from models.io import load_snn, load_weights, save_snn
+from models.network import ALGORITHMS, SpikingNetwork, set_algorithm
+from models.neuron import SpikingNeuron
+from models.registry import create_snn, list_snns
+from models.spiketrain import SpikeTrain, UnsupportedOperationError
+from models.twin import spiking_twin
+
+__all__ = [
+    "ALGORITHMS",
+    "NeuronConfig",
+    "SpikeTrain",
+    "SpikingNetwork",
+    "SpikingNeuron",
+    "UnsupportedOperationError",
+    "create_ann",
+    "create_snn",
+    "list_snns",
+    "load_snn",
+    "load_weights",
+    "save_snn",
+    "set_algorithm",
+    "spiking_twin",
+]

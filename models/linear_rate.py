@@ -1,0 +1,88 @@
+"""The rate rule of convolutions and linear layers.
+
+A linear map commutes with the mean over time: the mean current is W r + b exactly (Yu et al., NeurIPS
+2024, section 4.2). Its value is the mean of the T outputs that the spike pass computed anyway, so no
+forward convolution of the rate is ever run; its backward pass is that of the map at the input r.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
+
+
+class ConvRate(Function):
+    """The rate after a convolution: `value` forward, the convolution's backward at `rate`.
+
+    Args:
+        rate: (B, C_in, ...). weight: (C_out, C_in/groups, ...). bias: (C_out,) or None.
+        value: mean over time of the convolved stream, (B, C_out, ...).
+        geometry: stride, padding, dilation (a list of ints each) and groups.
+    """
+
+    @staticmethod
+    def forward(ctx, rate, weight, bias, value, geometry):
+        ctx.save_for_backward(rate, weight)
+        ctx.geometry, ctx.bias_shape = geometry, None if bias is None else list(bias.shape)
+        return value
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        rate, weight = ctx.saved_tensors
+        stride, padding, dilation, groups = ctx.geometry
+        # under autocast the stream was convolved in the type of `grad`: so is the backward pass
+        grads = torch.ops.aten.convolution_backward(
+            grad,
+            rate.to(grad.dtype),
+            weight.to(grad.dtype),
+            ctx.bias_shape,
+            stride,
+            padding,
+            dilation,
+            False,
+            [0] * len(stride),
+            groups,
+            list(ctx.needs_input_grad[:3]),
+        )
+        return (*_as_types(grads, rate.dtype, weight.dtype, weight.dtype), None, None)
+
+
+class LinearRate(Function):
+    """The rate after a linear layer: `value` (B, ..., out) forward, the layer's backward at `rate` (B, ..., in)."""
+
+    @staticmethod
+    def forward(ctx, rate, weight, bias, value):
+        ctx.save_for_backward(rate, weight)
+        return value
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        rate, weight = ctx.saved_tensors
+        needs_rate, needs_weight, needs_bias, _ = ctx.needs_input_grad
+        rows = grad.flatten(0, -2)
+        grads = (
+            grad @ weight.to(grad.dtype) if needs_rate else None,
+            rows.t() @ rate.to(grad.dtype).flatten(0, -2) if needs_weight else None,
+            rows.sum(0) if needs_bias else None,
+        )
+        return (*_as_types(grads, rate.dtype, weight.dtype, weight.dtype), None)
+
+
+class WithValue(Function):
+    """Gives a tensor another value of the same shape and leaves its gradient alone (max pooling of rates)."""
+
+    @staticmethod
+    def forward(ctx, x, value):
+        return value
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad, None
+
+
+def _as_types(grads: tuple[Tensor | None, ...], *dtypes: torch.dtype) -> tuple[Tensor | None, ...]:
+    return tuple(None if g is None else g.to(dtype) for g, dtype in zip(grads, dtypes, strict=True))

@@ -1,0 +1,103 @@
+"""Batch norm of a spike train, as a pending affine map with the statistics that made it.
+
+rate_M (Yu et al., NeurIPS 2024, section 4.3): mean and variance are those of all T steps together,
+over T*B*H*W. The backward pass is the ordinary batch-norm backward at the mean over time of the
+stream, with the stream's statistics and N = B*H*W, which is what PyTorch's own
+`native_batch_norm_backward` computes when it is handed them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Norm:
+    """y = (x - mean) * invstd * weight + bias, per channel (axis 1).
+
+    Args:
+        mean, invstd: (C,), at least float32, without a graph.
+        weight, bias: (C,) parameters or None.
+        of_batch: whether mean and invstd come from this batch (their gradient then counts) or are constants.
+    """
+
+    mean: Tensor
+    invstd: Tensor
+    weight: Tensor | None
+    bias: Tensor | None
+    of_batch: bool
+
+    def scale_and_shift(self) -> tuple[Tensor, Tensor]:
+        """The map as x * scale + shift, (C,) each, without a graph."""
+        scale = self.invstd if self.weight is None else self.invstd * self.weight.detach()
+        shift = -self.mean * scale
+        return scale, shift if self.bias is None else shift + self.bias.detach()
+
+    def on_stream(self, x: Tensor) -> Tensor:
+        """Applies the map to a tensor (N, C, ...) without a graph; the numbers keep the type of `x`."""
+        scale, shift = self.scale_and_shift()
+        return torch.addcmul(per_channel(shift, x), x, per_channel(scale, x)).to(x.dtype)
+
+    def on_rate(self, rate: Tensor) -> Tensor:
+        """Applies the map to a rate (B, C, ...) with the graph of the rate rule."""
+        return _NormRate.apply(rate, self.weight, self.bias, self)
+
+    def backward(
+        self, grad: Tensor, rate: Tensor, weight: Tensor | None, needs: tuple[bool, bool, bool]
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """Gradients with respect to the rate before the map, the weight and the bias.
+
+        Args:
+            grad: gradient of the rate after the map, (B, C, ...).
+            rate: the rate before the map, same shape.
+            needs: which of the three are wanted.
+        """
+        statistics = dict(running_mean=self.mean, running_var=self.invstd.pow(-2), save_mean=None, save_invstd=None)
+        if self.of_batch:
+            statistics = dict(running_mean=None, running_var=None, save_mean=self.mean, save_invstd=self.invstd)
+        return torch.ops.aten.native_batch_norm_backward(
+            grad, rate, weight, **statistics, train=self.of_batch, eps=0.0, output_mask=list(needs)
+        )
+
+
+class _NormRate(Function):
+    @staticmethod
+    def forward(ctx, rate, weight, bias, norm):
+        ctx.save_for_backward(rate, weight)
+        ctx.norm = norm
+        return norm.on_stream(rate)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        rate, weight = ctx.saved_tensors
+        return (*ctx.norm.backward(grad, rate, weight, ctx.needs_input_grad[:3]), None)
+
+
+def per_channel(v: Tensor, like: Tensor) -> Tensor:
+    """(C,) -> (1, C, 1, ...), to broadcast over a tensor (N, C, ...)."""
+    return v.view(1, -1, *[1] * (like.ndim - 2))
+
+
+def moments(folded: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance per channel of (N, C, ...), at least in float32."""
+    axes = [axis for axis in range(folded.ndim) if axis != 1]
+    var, mean = torch.var_mean(folded.to(torch.promote_types(folded.dtype, torch.float32)), axes, correction=0)
+    return mean, var
+
+
+def update_running(running_mean: Tensor, running_var: Tensor, mean: Tensor, var: Tensor, momentum: float, count: int):
+    """Moves the running statistics as `torch.nn.BatchNorm2d` does, in place.
+
+    Args:
+        var: the biased variance of the batch, (C,).
+        count: how many numbers a channel has, T*B*H*W: the running variance is the unbiased one. An input
+            that is constant over time counts T times, so that laziness changes no number.
+    """
+    running_mean.lerp_(mean.to(running_mean.dtype), momentum)
+    running_var.lerp_((var * (count / (count - 1))).to(running_var.dtype), momentum)

@@ -1,0 +1,269 @@
+"""The spike train: T steps of a batch, which carries its own differentiable firing rate.
+
+Shapes: T time steps, B images, C channels, S steps that are stored (1 where the input does not
+change over time, else T). A tensor is *folded* when time lies in its first axis: (S*B, C, ...).
+
+A module sees a spike train as one batch of shape (B, C, ...): the code of an unmodified timm or
+torchvision network runs on it, because every torch function that it calls is looked up in the
+table `RULES` (filled by `models.rules`) through `__torch_function__`.
+
+There are three kinds of pass, and a train belongs to one of them for good:
+
+- ``"rate"``  the stream has no graph; `SpikeTrain.rate` has one, made of the rules of rate-based
+  backpropagation (Yu et al., NeurIPS 2024, arXiv 2410.11488, section 4);
+- ``"graph"`` the stream has its own graph, as backpropagation through time (BPTT) needs;
+- ``"plain"`` the stream alone, for inference.
+
+Streams are lazy: batch norm and sums stay pending *terms* until somebody needs the numbers. A neuron
+consumes the terms as they are, in one pass; everything else asks for `folded`, `stream` or `rate`.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from models.normalization import Norm
+
+Pass = Literal["rate", "graph", "plain"]
+
+RULES: dict[Any, Callable[..., Any]] = {}
+"""What each torch function does to a spike train. Filled by `models.rules`."""
+
+MAX_PENDING_TERMS = 4
+"""A sum of more terms than this is added up at once: a long chain of residuals would keep every stream alive."""
+
+
+class UnsupportedOperationError(TypeError):
+    """A network asked of a spike train what has no rule; the message names the operation and the module."""
+
+
+@dataclass(slots=True, eq=False)
+class Term:
+    """One addend of a lazy stream: ``norm(stream)``, with the rate of the stream *before* the norm.
+
+    Args:
+        stream: (S*B, C, ...), folded.
+        steps: S, either 1 (constant over time) or T.
+        link: given the mean of `stream` over time, returns it as a tensor with the graph of the rate
+            rule that made this term; None outside of a rate pass.
+        norm: an affine map per channel that is still to be applied to both.
+    """
+
+    stream: Tensor
+    steps: int
+    link: Callable[[Tensor], Tensor] | None = None
+    norm: Norm | None = None
+    _rate: Tensor | None = None
+
+    def rate_before_norm(self, value: Tensor | None = None) -> Tensor:
+        """The rate before `norm`, (B, C, ...); `value` is the mean of the stream where it is known already."""
+        if self._rate is None:
+            assert self.link is not None, "only a rate pass has rates"
+            self._rate = self.link(mean_over_steps(self.stream, self.steps) if value is None else value)
+            self.link = None
+        return self._rate
+
+    def rate(self) -> Tensor:
+        rate = self.rate_before_norm()
+        return rate if self.norm is None else self.norm.on_rate(rate)
+
+
+def mean_over_steps(folded: Tensor, steps: int) -> Tensor:
+    """The mean over time of a folded stream: (S*B, ...) -> (B, ...)."""
+    return folded if steps == 1 else folded.unflatten(0, (steps, -1)).mean(0)
+
+
+class SpikeTrain:
+    """T steps of a batch of B images; see the module's text.
+
+    Args:
+        terms: the addends of the stream, all of shape (S*B, C, ...) with S in {1, T}.
+        timesteps: T.
+        kind: the kind of pass.
+    """
+
+    __slots__ = ("_rate", "kind", "terms", "timesteps")
+
+    def __init__(self, terms: Iterable[Term], timesteps: int, kind: Pass) -> None:
+        self.terms = tuple(terms)
+        self.timesteps = timesteps
+        self.kind: Pass = kind
+        self._rate: Tensor | None = None
+        if len(self.terms) > MAX_PENDING_TERMS:
+            self.single()
+
+    # -- making one -------------------------------------------------------------------------------
+
+    @classmethod
+    def constant(cls, x: Tensor, timesteps: int, kind: Pass) -> SpikeTrain:
+        """The same input at each of `timesteps` steps (direct encoding); `x` is (B, C, ...)."""
+        if kind == "rate":
+            return cls([Term(x.detach(), 1, _rate=x)], timesteps, kind)
+        return cls([Term(x, 1)], timesteps, kind)
+
+    @classmethod
+    def from_stream(cls, stream: Tensor, kind: Pass) -> SpikeTrain:
+        """A stream (T, B, C, ...) that differs from step to step."""
+        timesteps, folded = stream.shape[0], stream.flatten(0, 1)
+        if kind == "rate":
+            return cls([Term(folded.detach(), timesteps, _rate=stream.mean(0))], timesteps, kind)
+        return cls([Term(folded, timesteps)], timesteps, kind)
+
+    def derive(
+        self,
+        stream: Tensor,
+        steps: int,
+        *,
+        rate: Tensor | None = None,
+        link: Callable[[Tensor], Tensor] | None = None,
+    ) -> SpikeTrain:
+        """A train of the same pass from a folded stream and, in a rate pass, its rate or the link that makes it."""
+        if self.kind != "rate":
+            rate = link = None
+        return SpikeTrain([Term(stream, steps, link=link, _rate=rate)], self.timesteps, self.kind)
+
+    # -- the numbers ------------------------------------------------------------------------------
+
+    def on_streams(self, function: Callable[..., Tensor], *streams: Tensor) -> Tensor:
+        """Runs the stream's part of a rule, which has a graph in a graph pass only.
+
+        The streams come as arguments, computed before: what a rate needs on the way must not lose its graph.
+        """
+        with torch.set_grad_enabled(self.kind == "graph" and torch.is_grad_enabled()):
+            return function(*streams)
+
+    def single(self) -> Term:
+        """The train as one term without a pending norm, computed once and kept."""
+        if len(self.terms) == 1 and self.terms[0].norm is None:
+            return self.terms[0]
+        stream = self.on_streams(self._sum_of_terms)
+        rate = self.rate if self.kind == "rate" else None
+        self.terms = (Term(stream, self.steps, _rate=rate),)
+        return self.terms[0]
+
+    def _sum_of_terms(self) -> Tensor:
+        streams = [t.stream if t.norm is None else t.norm.on_stream(t.stream) for t in self.terms]
+        parts = [s.unflatten(0, (t.steps, -1)) for s, t in zip(streams, self.terms, strict=True)]
+        return functools.reduce(torch.add, parts).flatten(0, 1)
+
+    @property
+    def folded(self) -> Tensor:
+        """The stored steps, (S*B, C, ...)."""
+        return self.single().stream
+
+    @property
+    def steps(self) -> int:
+        """How many steps are stored: 1 if the train is constant over time, else T."""
+        return max(t.steps for t in self.terms)
+
+    @property
+    def stream(self) -> Tensor:
+        """All steps, (T, B, C, ...); a constant train is expanded, not copied."""
+        stream = self.folded.unflatten(0, (self.steps, -1))
+        return stream if self.steps == self.timesteps else stream.expand(self.timesteps, *stream.shape[1:])
+
+    @property
+    def rate(self) -> Tensor:
+        """The mean over time, (B, C, ...), with the graph that this kind of pass gives it."""
+        if self._rate is None and self.kind == "rate":
+            self._rate = functools.reduce(torch.add, [t.rate() for t in self.terms])
+        elif self._rate is None:
+            self._rate = self.on_streams(lambda folded: mean_over_steps(folded, self.steps), self.folded)
+        return self._rate  # type: ignore[return-value]
+
+    # -- what the code of networks asks of a tensor -----------------------------------------------
+
+    @property
+    def shape(self) -> torch.Size:
+        """The shape of one step, (B, C, ...)."""
+        term = self.terms[0]
+        return torch.Size((term.stream.shape[0] // term.steps, *term.stream.shape[1:]))
+
+    def size(self, dim: int | None = None):
+        return self.shape if dim is None else self.shape[dim]
+
+    @property
+    def ndim(self) -> int:
+        return self.terms[0].stream.ndim
+
+    def dim(self) -> int:
+        return self.ndim
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.terms[0].stream.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.terms[0].stream.device
+
+    @property
+    def requires_grad(self) -> bool:
+        return self.rate.requires_grad if self.kind == "rate" else self.terms[0].stream.requires_grad
+
+    def is_floating_point(self) -> bool:
+        return True
+
+    def new_empty(self, *args: Any, **kwargs: Any) -> Tensor:
+        return self.terms[0].stream.new_empty(*args, **kwargs)
+
+    def new_ones(self, *args: Any, **kwargs: Any) -> Tensor:
+        return self.terms[0].stream.new_ones(*args, **kwargs)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __repr__(self) -> str:
+        return f"SpikeTrain(timesteps={self.timesteps}, shape={tuple(self.shape)}, kind={self.kind!r})"
+
+    # -- dispatch ---------------------------------------------------------------------------------
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        rule = RULES.get(func)
+        if rule is None:
+            raise UnsupportedOperationError(f"no rule for {_name(func)} on a spike train")
+        return rule(*args, **(kwargs or {}))
+
+    def __getattr__(self, name: str):
+        method = getattr(torch.Tensor, name, None)
+        if method is None or name.startswith("__"):
+            raise AttributeError(f"a spike train has no attribute {name!r}")
+        rule = RULES.get(method)
+        if rule is None:
+            raise UnsupportedOperationError(f"no rule for Tensor.{name} on a spike train")
+        return functools.partial(rule, self)
+
+    def __add__(self, other):
+        return RULES[torch.add](self, other)
+
+    # timm writes `x += shortcut`: a new train is bound to x, and nobody else's is changed
+    __radd__ = __iadd__ = __add__
+
+    def __sub__(self, other):
+        return RULES[torch.sub](self, other)
+
+    def __rsub__(self, other):
+        return RULES[torch.sub](other, self)
+
+    def __mul__(self, other):
+        return RULES[torch.mul](self, other)
+
+    __rmul__ = __imul__ = __mul__
+
+    def __truediv__(self, other):
+        return RULES[torch.div](self, other)
+
+    def __getitem__(self, index):
+        return RULES[torch.Tensor.__getitem__](self, index)
+
+
+def _name(func: Any) -> str:
+    module = getattr(func, "__module__", None) or "torch.Tensor"
+    return f"{module}.{getattr(func, '__name__', repr(func))}"

@@ -1,0 +1,175 @@
+"""The spiking twin of an analogue network: its module tree, copied, with neurons in place of the activations.
+
+Nothing is hard-coded for a family: activations are found by type wherever timm puts them, and a probe image that runs
+through the finished twin finds whatever cannot spike (functional activations, gates, layer norm) and names it.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections import Counter
+from typing import Literal
+
+import timm.layers.activations as timm_activations
+import timm.layers.activations_me as timm_activations_me
+import torch
+from torch import Tensor, nn
+
+from models.dynamics import NeuronConfig
+from models.network import SpikingNetwork, as_spiking, check_timesteps
+from models.neuron import SpikingNeuron
+from models.rules import constant_of_rate
+from models.spiketrain import SpikeTrain, UnsupportedOperationError
+
+
+def _timm_types(*names: str) -> tuple[type[nn.Module], ...]:
+    modules = (timm_activations, timm_activations_me)
+    return tuple(getattr(module, name) for module in modules for name in names if hasattr(module, name))
+
+
+ACTIVATIONS: tuple[type[nn.Module], ...] = (
+    *(nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.ELU, nn.CELU, nn.SELU),
+    *(nn.SiLU, nn.GELU, nn.Hardswish, nn.Mish),
+    *_timm_types("Swish", "SwishMe", "Mish", "MishMe", "HardSwish", "HardSwishMe", "HardMish", "HardMishMe"),
+    *_timm_types("GELU", "GELUTanh", "QuickGELU", "PReLU"),
+)
+"""What becomes a neuron."""
+
+GATES: tuple[type[nn.Module], ...] = (
+    *(nn.Sigmoid, nn.Hardsigmoid, nn.Tanh, nn.Softmax),
+    *_timm_types("Sigmoid", "Tanh", "HardSigmoid", "HardSigmoidMe"),
+)
+"""What multiplies a signal rather than passes one on: kept analogue or refused."""
+
+
+class OnRate(nn.Module):
+    """An analogue activation inside a gate: computed on the firing rate, constant over all steps."""
+
+    def __init__(self, activation: nn.Module) -> None:
+        super().__init__()
+        self.activation = activation
+        if hasattr(activation, "inplace"):
+            activation.inplace = False  # the rate belongs to the layer before, too
+
+    def forward(self, x: SpikeTrain | Tensor) -> SpikeTrain | Tensor:
+        return constant_of_rate(x, self.activation) if isinstance(x, SpikeTrain) else self.activation(x)
+
+
+def spiking_twin(
+    ann: nn.Module,
+    timesteps: int = 4,
+    neuron: NeuronConfig | None = None,
+    init: Literal["teacher", "scratch"] = "teacher",
+    algorithm: str = "rate_m",
+    gates: Literal["refuse", "keep"] = "refuse",
+    input_size: tuple[int, int, int] | None = None,
+) -> SpikingNetwork:
+    """Copies a network with neurons in place of its activations. The source is left as it is.
+
+    Args:
+        ann: a timm network (or one of its manner: images in, logits out).
+        timesteps: T, at least 1.
+        neuron: the neurons' constants; None for the defaults.
+        init: "teacher" copies the weights; "scratch" draws them anew as the network's own initialisation does.
+        algorithm: the gradient in training, one of `models.ALGORITHMS`.
+        gates: "refuse" raises on a gate (squeeze-and-excitation and the like); "keep" leaves it analogue: it is
+            computed on the rate and multiplied onto every step.
+        input_size: (C, H, W) of the probe image; None for what the network's pretrained configuration says.
+
+    Raises:
+        ValueError: for a value outside of those named above, a gate under ``gates="refuse"`` (naming it), or a
+            network without a single activation to replace.
+        UnsupportedOperationError: names the operation and the module that cannot run on spikes.
+    """
+    _check_choice("init", init, ("teacher", "scratch"))
+    _check_choice("gates", gates, ("refuse", "keep"))
+    check_timesteps(timesteps)
+    neuron = neuron or NeuronConfig()
+    twin = copy.deepcopy(ann)
+    input_size = input_size or _input_size(ann)
+    ann_spec = twin.__dict__.pop("ann_spec", None)
+    twin.zero_grad(set_to_none=True)
+    for parameter in twin.parameters():
+        parameter.requires_grad_(True)  # a frozen teacher has a trainable twin
+    _replace_activations(twin, neuron, gates)
+    if init == "scratch":
+        _reinitialise(twin)
+    spec = {
+        "kind": "twin",
+        "ann": ann_spec,
+        "timesteps": timesteps,
+        "neuron": dataclasses.asdict(neuron),
+        "algorithm": algorithm,
+        "gates": gates,
+        "input_size": list(input_size),
+    }
+    snn = as_spiking(twin, timesteps=timesteps, algorithm=algorithm, in_chans=input_size[0], spec=spec)
+    _probe(snn, input_size)
+    return snn.train(ann.training)
+
+
+def _check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name} must be one of {allowed}, found {value!r}")
+
+
+def _input_size(ann: nn.Module) -> tuple[int, int, int]:
+    """What the network says of its images: enough for the probe, whose size matters to few networks."""
+    in_chans = next((m.in_channels for m in ann.modules() if isinstance(m, nn.Conv2d)), 3)
+    size = (getattr(ann, "pretrained_cfg", None) or {}).get("input_size") or (in_chans, 64, 64)
+    return (in_chans, size[1], size[2])
+
+
+def _replace_activations(network: nn.Module, neuron: NeuronConfig, gates: str) -> None:
+    """One traversal: every activation becomes a neuron, but for those of a gate."""
+    gated = {name.rpartition(".")[0]: name for name, m in network.named_modules() if isinstance(m, GATES)}
+    if gated and gates == "refuse":
+        names = sorted(gated.values())
+        shown = ", ".join(repr(name) for name in names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+        raise ValueError(
+            f"{type(network).__name__} has gates, which do not spike: {shown}. "
+            'gates="keep" leaves them analogue, computed on the firing rate'
+        )
+    replaced = 0
+    for name, module in list(network.named_modules()):
+        if not isinstance(module, ACTIVATIONS + GATES):
+            continue
+        parent, _, child = name.rpartition(".")
+        # an activation beside a gate, or anywhere below the gate's module, is part of how the gate is computed
+        analogue = isinstance(module, GATES) or any(parent == g or parent.startswith(f"{g}.") for g in gated if g)
+        setattr(network.get_submodule(parent), child, OnRate(module) if analogue else SpikingNeuron(neuron))
+        replaced += not analogue
+    if replaced == 0:
+        raise ValueError(f"{type(network).__name__} has no activation module that could become a neuron")
+
+
+def _reinitialise(network: nn.Module) -> None:
+    for module in network.modules():
+        if callable(reset := getattr(module, "reset_parameters", None)):
+            reset()
+    if callable(initialise := getattr(network, "init_weights", None)):
+        initialise()
+
+
+@torch.no_grad()
+def _probe(snn: SpikingNetwork, input_size: tuple[int, int, int]) -> None:
+    """Runs one image through two steps: what has no rule raises and is named; counts the calls of each neuron."""
+    parameter = next(snn.parameters())
+    image = torch.zeros(1, *input_size, dtype=parameter.dtype, device=parameter.device)
+    calls: Counter[nn.Module] = Counter()
+    neurons = [m for m in snn.modules() if isinstance(m, SpikingNeuron)]
+    handles = [m.register_forward_hook(lambda m, *_: calls.update([m])) for m in neurons]
+    timesteps = snn.timesteps
+    snn.eval()
+    snn.timesteps = 2  # with one step everything is constant over time, and a gate would pass
+    try:
+        snn(image)
+    except UnsupportedOperationError as error:
+        raise UnsupportedOperationError(f"{type(snn).__name__} cannot be built: {error}") from error.__cause__
+    finally:
+        snn.timesteps = timesteps
+        for handle in handles:
+            handle.remove()
+    for module in neurons:
+        module.calls_per_step = calls[module]
