@@ -1,0 +1,111 @@
+"""What to read and how to augment it (`DataConfig`); what the teacher expects to see (`Preprocessing`)."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from timm.data.auto_augment import augment_and_mix_transform, auto_augment_transform, rand_augment_transform
+
+NAMES = ("digits", "folder")
+INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
+POLICIES = ("rand", "augmix", "original", "originalr", "v0", "v0r", "3a")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Which images to train and evaluate on, and the augmentation of the training images."""
+
+    name: Literal["digits", "folder"] = "digits"
+    """digits: scikit-learn's 1,797 grey 8x8 digits, no download; folder: image folders or tar files below root."""
+    root: str | None = None
+    """Folder that holds the splits: train/ and val/ with one sub-folder a class, or train.tar and val.tar."""
+    train_split: str = "train"
+    """Name of the training sub-folder, or of its tar without the ending."""
+    eval_split: str | None = None
+    """Name of the held-out sub-folder or tar; None: the first of val, validation, test that exists."""
+    crop_padding: int = 0
+    """Pixels of reflected padding on each side before a random crop to the input size; 0: no such crop."""
+    hflip: float = 0.0
+    """Probability that a training image is mirrored left to right, in [0, 1]."""
+    random_resized_crop: bool = False
+    """Train on random crops of 8 to 100 % of the area, resized (timm's ImageNet training crop)."""
+    auto_augment: str | None = None
+    """timm's auto-augment policy for training images, e.g. rand-m9-mstd0.5."""
+    random_erasing: float = 0.0
+    """Probability that a rectangle of a training image is replaced by noise, in [0, 1]."""
+    max_train_samples: int | None = None
+    """Keep only so many training images, the first of every class in turn; None: all."""
+    max_eval_samples: int | None = None
+    """Keep only so many held-out images, the first of every class in turn; None: all."""
+    in_memory: bool | None = None
+    """Decode once and keep the images in memory as uint8; None: when train and eval need at most about 1 GiB."""
+    workers: int | None = None
+    """Loader processes; None: 0 when the images are in memory, else the number of CPUs, at most 8."""
+
+    def __post_init__(self) -> None:
+        if self.name not in NAMES:
+            raise ValueError(f"name is {self.name!r}; allowed: {', '.join(NAMES)}")
+        if self.name == "folder" and not self.root:
+            raise ValueError(f"root is {self.root!r}; name='folder' needs the path of a folder with the splits")
+        if self.name == "digits":
+            for field in ("root", "eval_split"):
+                if getattr(self, field) is not None:
+                    raise ValueError(f"{field} is {getattr(self, field)!r}; name='digits' reads no files: leave it out")
+            if self.in_memory is False:
+                raise ValueError("in_memory is False; name='digits' is always in memory: allowed are True and None")
+        for field in ("train_split", "eval_split"):
+            if getattr(self, field) == "":
+                raise ValueError(f"{field} is ''; allowed: the name of a sub-folder or tar of root")
+        for field in ("hflip", "random_erasing"):
+            if not 0.0 <= getattr(self, field) <= 1.0:
+                raise ValueError(f"{field} is {getattr(self, field)}; allowed: a probability in [0, 1]")
+        for field, least in (("crop_padding", 0), ("max_train_samples", 1), ("max_eval_samples", 1), ("workers", 0)):
+            value = getattr(self, field)
+            if value is not None and value < least:
+                raise ValueError(f"{field} is {value}; allowed: integers from {least} up")
+        if self.random_resized_crop and self.crop_padding:
+            raise ValueError(f"crop_padding is {self.crop_padding}; with random_resized_crop only 0 is allowed")
+        if self.auto_augment is not None:
+            _check_policy(self.auto_augment)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preprocessing:
+    """What the teacher expects: values in [0, 1] at `input_size`, then (value - mean) / std."""
+
+    input_size: tuple[int, int, int]
+    """Channels, height and width of the network's input."""
+    mean: tuple[float, ...]
+    """Mean of each channel, for values in [0, 1]."""
+    std: tuple[float, ...]
+    """Standard deviation of each channel, for values in [0, 1]."""
+    interpolation: str = "bilinear"
+    """How images are resized: nearest, bilinear, bicubic, box, hamming or lanczos."""
+    crop_pct: float = 1.0
+    """Evaluation resizes the shorter side to input / crop_pct, then crops the centre; in (0, 1]."""
+
+    def __post_init__(self) -> None:
+        if len(self.input_size) != 3 or min(self.input_size) < 1:
+            raise ValueError(f"input_size is {self.input_size}; allowed: (channels, height, width), each from 1 up")
+        channels = self.input_size[0]
+        for field in ("mean", "std"):
+            if len(getattr(self, field)) != channels:
+                raise ValueError(f"{field} is {getattr(self, field)}; input_size asks for {channels} value(s)")
+        if min(self.std) <= 0:
+            raise ValueError(f"std is {self.std}; allowed: values above 0")
+        if self.interpolation not in INTERPOLATIONS:
+            raise ValueError(f"interpolation is {self.interpolation!r}; allowed: {', '.join(INTERPOLATIONS)}")
+        if not 0.0 < self.crop_pct <= 1.0:
+            raise ValueError(f"crop_pct is {self.crop_pct}; allowed: values in (0, 1]")
+
+
+def _check_policy(policy: str) -> None:
+    """Let timm parse the policy now: its own complaint is an assertion in the middle of a run."""
+    kind = policy.split("-")[0]
+    build = {"rand": rand_augment_transform, "augmix": augment_and_mix_transform}.get(kind, auto_augment_transform)
+    try:
+        if kind not in POLICIES:
+            raise ValueError(f"unknown policy {kind!r}")
+        build(policy, {"translate_const": 1, "img_mean": (0, 0, 0)})
+    except (AssertionError, ValueError) as error:
+        allowed = f"one of {', '.join(POLICIES)}, with timm's options, e.g. rand-m9-mstd0.5"
+        raise ValueError(f"auto_augment is {policy!r} ({error}); allowed: {allowed}") from error

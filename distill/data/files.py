@@ -1,0 +1,161 @@
+"""Image files in class folders or in tar files: found by timm's readers, read and decoded here.
+
+timm's own dataset replaces an image that it cannot read by the next one, and its tar reader shares one file position
+between forked workers. We take the list of images from its readers and read each at its own offset.
+
+Classes are numbered in alphabetical order of their folder names, as torchvision's ImageFolder does, whereas timm sorts
+numbers inside a name by value. Both give CIFAR-10 (0 airplane .. 9 truck) and ImageNet (wnids) their usual indices;
+they differ for names such as 2 and 10, or a and B, and then a warning says so.
+"""
+
+import io
+import os
+import tarfile
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+from timm.data.readers.img_extensions import get_img_extensions
+from timm.data.readers.reader_image_folder import ReaderImageFolder
+from timm.data.readers.reader_image_in_tar import ReaderImageInTar
+from timm.utils.misc import natural_key
+
+EVAL_SPLITS = ("val", "validation", "test")
+
+
+class ImageFile(NamedTuple):
+    """Where one image's bytes lie."""
+
+    name: str
+    """Path of the image inside its split."""
+    path: str
+    """The file on disk: the image itself or the tar around it."""
+    offset: int = 0
+    """First byte of the image in that file."""
+    size: int | None = None
+    """Number of bytes; None: to the end of the file."""
+
+    def __str__(self) -> str:
+        return self.path if self.size is None else f"{self.name} in {self.path}"
+
+    def open(self, mode: str) -> Image.Image:
+        """The image in PIL's `mode`, decoded; an image that cannot be decoded is an error, never skipped."""
+        try:
+            image = self._undecoded()
+            image.load()
+            return image.convert(mode)
+        except Exception as error:  # Pillow's decoders raise many kinds, all with the same meaning here
+            raise self._unreadable(error) from error
+
+    def pixels(self) -> int:
+        """Height x width, from the image's header only."""
+        try:
+            image = self._undecoded()
+        except Exception as error:
+            raise self._unreadable(error) from error
+        return image.width * image.height
+
+    def _undecoded(self) -> Image.Image:
+        with open(self.path, "rb") as file:  # opened anew each time: workers never share a file position
+            file.seek(self.offset)
+            data = file.read(self.size if self.size is not None else -1)
+        if self.size is not None and len(data) != self.size:
+            raise ValueError(f"the tar ends after {len(data)} of its {self.size} bytes")
+        return Image.open(io.BytesIO(data))
+
+    def _unreadable(self, error: Exception) -> ValueError:
+        unknown = isinstance(error, UnidentifiedImageError)  # whose own text shows a memory address
+        return ValueError(f"cannot read the image {self}: {'not in a format that Pillow knows' if unknown else error}")
+
+
+@dataclass(frozen=True)
+class FileSplit:
+    """The images of one split, sorted by name."""
+
+    path: Path
+    files: list[ImageFile]
+    labels: np.ndarray
+    """Class of each image, int64, an index into `classes`."""
+    classes: tuple[str, ...]
+    """Names of the classes, in alphabetical order."""
+
+
+class DecodedOnRead(Sequence[Any]):
+    """Images that are decoded and prepared anew at every access."""
+
+    def __init__(self, files: list[ImageFile], mode: str, prepare: Callable[[Image.Image], Any]):
+        self._files, self._mode, self._prepare = files, mode, prepare
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._prepare(self._files[index].open(self._mode))
+
+
+def find_split(root: str, split: str | None) -> Path:
+    """Folder or tar of a split below root; with split None the first of val, validation, test that exists."""
+    names = EVAL_SPLITS if split is None else (split,)
+    if not Path(root).is_dir():
+        raise ValueError(f"root is {root!r}, which is not a folder; looked for {_alternatives(names)} in it")
+    for name in names:
+        for path in (Path(root, name), Path(root, f"{name}.tar")):
+            if path.is_dir() if path.suffix != ".tar" else path.is_file():
+                return path
+    raise ValueError(f"nothing to read in {root!r}: looked for {_alternatives(names)}")
+
+
+def list_split(path: Path) -> FileSplit:
+    """All images of a split, with their classes. Reads names and tar headers, no image."""
+    found = _in_tar(path) if path.is_file() else _in_folder(path)
+    found.sort(key=lambda item: item[0].name)  # timm's own order leaves ties as the file system has them
+    outside = [file for file, name in found if name in ("", ".")]
+    if outside:
+        raise ValueError(f"{len(outside)} image(s) outside of class folders, the first is {outside[0]}")
+    classes = tuple(sorted({name for _, name in found}))
+    if list(classes) != sorted(classes, key=natural_key):
+        warnings.warn(
+            f"the classes of {path} are numbered in alphabetical order (2 after 10, B before a), like torchvision's "
+            "ImageFolder; timm would number them differently: check the teacher's order",
+            stacklevel=2,
+        )
+    index = {name: i for i, name in enumerate(classes)}
+    labels = np.array([index[name] for _, name in found], dtype=np.int64)
+    return FileSplit(path, [file for file, _ in found], labels, classes)
+
+
+def _in_folder(path: Path) -> list[tuple[ImageFile, str]]:
+    try:
+        reader = ReaderImageFolder(str(path))
+    except RuntimeError as error:  # what it raises when nothing was found
+        raise ValueError(_no_images(path)) from error
+    name = {index: name for name, index in reader.class_to_idx.items()}
+    return [(ImageFile(os.path.relpath(file, path), file), name[label]) for file, label in reader.samples]
+
+
+def _in_tar(path: Path) -> list[tuple[ImageFile, str]]:
+    try:
+        # cache_tarinfo=False: for tars above 10 GB timm would leave a pickle next to them, and read it next time.
+        reader = ReaderImageInTar(str(path), cache_tarfiles=False, cache_tarinfo=False)
+    except tarfile.TarError as error:
+        raise ValueError(f"cannot read {path} as a tar (not compressed): {error}") from error
+    except ValueError as error:  # unpacking its empty list of samples
+        raise ValueError(_no_images(path)) from error
+    found = []
+    for (member, _, inner_tar), label in zip(reader.samples, reader.targets, strict=True):
+        start, name = (inner_tar.offset_data, f"{inner_tar.name}/") if inner_tar is not None else (0, "")
+        file = ImageFile(name + member.name, str(path), start + member.offset_data, member.size)
+        found.append((file, reader.class_idx_to_name[label]))
+    return found
+
+
+def _no_images(path: Path) -> str:
+    return f"no images in {path}: looked for {', '.join(get_img_extensions())} files in one folder a class"
+
+
+def _alternatives(names: Sequence[str]) -> str:
+    return " or ".join(f"{name}/ or {name}.tar" for name in names)

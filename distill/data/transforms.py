@@ -1,0 +1,150 @@
+"""From a decoded image to the network's input, in two halves: `prepare` is fixed, `finish` is random.
+
+Images in memory are kept as `prepare` left them, so that work is done once. `finish` draws its random numbers from
+(seed, epoch, image) alone: not from the global generators, which it leaves as they were, nor from the worker.
+
+Shapes: C channels, H x W the input size, h x w an image as it was decoded.
+"""
+
+import random
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any, Generic, TypeVar
+
+import torch
+from PIL import Image
+from timm.data.transforms import str_to_pil_interp
+from timm.data.transforms_factory import create_transform
+from torch import Tensor
+from torchvision.transforms import Compose
+from torchvision.transforms.functional import pil_to_tensor, to_pil_image
+
+from distill.data.config import DataConfig, Preprocessing
+from distill.data.seeds import SampleKey, seeded_generators
+from distill.data.timm_augment import timm_parts
+
+Stored = TypeVar("Stored", Tensor, Image.Image)
+
+
+class Transform(ABC, Generic[Stored]):
+    """The interface of the transforms below."""
+
+    stored_shape: tuple[int, int, int] | None
+    """Shape of what `prepare` returns, uint8; None when it varies from image to image."""
+
+    @abstractmethod
+    def prepare(self, image: Image.Image) -> Stored:
+        """The fixed half, whose result may be kept: an image of h x w pixels to uint8 values."""
+
+    @abstractmethod
+    def finish(self, stored: Stored, key: SampleKey) -> Tensor:
+        """The random half: what `prepare` returned to normalised float32 values, (C, H, W)."""
+
+
+class EvalTransform(Transform[Tensor]):
+    """timm's evaluation: shorter side to input / crop_pct, centre crop, normalise. Nothing is random."""
+
+    def __init__(self, pre: Preprocessing):
+        self.stored_shape = pre.input_size
+        # normalize=False stops timm after the crop, at uint8. An image that already has the input size passes
+        # unchanged when crop_pct is 1; below 1 timm enlarges and crops it, and so do we.
+        self._resize_and_crop = create_transform(
+            pre.input_size, interpolation=pre.interpolation, crop_pct=pre.crop_pct, normalize=False
+        )
+        self._normalize = Normalize(pre)
+
+    def prepare(self, image: Image.Image) -> Tensor:
+        return self._resize_and_crop(image)
+
+    def finish(self, stored: Tensor, key: SampleKey) -> Tensor:
+        return self._normalize(stored)
+
+
+class CropFlipTransform(Transform[Tensor]):
+    """Training of small images: a random crop after reflected padding, a random flip, then `tail` or normalise.
+
+    An image of another size than H x W is resized to it first, whole: its aspect ratio is not kept.
+
+    Args:
+        pre: what the teacher expects.
+        padding: pixels of padding on each side, 0 to min(H, W) - 1.
+        hflip: probability of a flip, in [0, 1].
+        tail: random transform of the crop, from a PIL image to normalised floats; runs with seeded global generators.
+    """
+
+    def __init__(
+        self, pre: Preprocessing, padding: int, hflip: float, tail: Callable[[Image.Image], Tensor] | None = None
+    ):
+        _, height, width = pre.input_size
+        if padding >= min(height, width):
+            raise ValueError(
+                f"crop_padding is {padding}; a {height}x{width} image allows 0 to {min(height, width) - 1}"
+            )
+        self.stored_shape = pre.input_size
+        self._size = (width, height)
+        self._resample = str_to_pil_interp(pre.interpolation)
+        self._padding, self._hflip = padding, hflip
+        # The pixel that each row and column of the padded image shows: a crop, flipped or not, is a slice of these.
+        self._rows, self._columns = _reflected(height, padding), _reflected(width, padding)
+        self._normalize, self._tail = Normalize(pre), tail
+
+    def prepare(self, image: Image.Image) -> Tensor:
+        return pil_to_tensor(image if image.size == self._size else image.resize(self._size, self._resample))
+
+    def finish(self, stored: Tensor, key: SampleKey) -> Tensor:
+        image = self._crop_and_flip(stored, key.rng())
+        if self._tail is None:
+            return self._normalize(image)
+        with seeded_generators(key):
+            return self._tail(to_pil_image(image))
+
+    def _crop_and_flip(self, image: Tensor, rng: random.Random) -> Tensor:
+        width, height = self._size
+        if self._padding:
+            top, left = rng.randrange(2 * self._padding + 1), rng.randrange(2 * self._padding + 1)
+            image = image.index_select(1, self._rows[top : top + height])
+            image = image.index_select(2, self._columns[left : left + width])
+        return image.flip(2) if rng.random() < self._hflip else image
+
+
+class ResizedCropTransform(Transform[Image.Image]):
+    """timm's ImageNet training transform; images are kept at their own size, because the crop comes first."""
+
+    stored_shape = None
+
+    def __init__(self, transform: Callable[[Image.Image], Tensor]):
+        self._transform = transform
+
+    def prepare(self, image: Image.Image) -> Image.Image:
+        return image
+
+    def finish(self, stored: Image.Image, key: SampleKey) -> Tensor:
+        with seeded_generators(key):
+            return self._transform(stored)
+
+
+class Normalize:
+    """uint8 in [0, 255] to float32: (x / 255 - mean) / std, the operations and order of timm's transforms."""
+
+    def __init__(self, pre: Preprocessing):
+        self._mean = torch.tensor(pre.mean, dtype=torch.float32).view(-1, 1, 1)
+        self._std = torch.tensor(pre.std, dtype=torch.float32).view(-1, 1, 1)
+
+    def __call__(self, image: Tensor) -> Tensor:
+        return image.to(torch.float32).div_(255).sub_(self._mean).div_(self._std)
+
+
+def train_transform(config: DataConfig, pre: Preprocessing) -> Transform[Any]:
+    """The transform that the config asks for; timm's parts only where they are needed, because they are slower."""
+    if not (config.random_resized_crop or config.auto_augment or config.random_erasing):
+        return CropFlipTransform(pre, config.crop_padding, config.hflip)
+    parts = timm_parts(config, pre)
+    if config.random_resized_crop:
+        return ResizedCropTransform(Compose(parts))
+    return CropFlipTransform(pre, config.crop_padding, config.hflip, tail=Compose([parts.augment, parts.to_input]))
+
+
+def _reflected(size: int, padding: int) -> Tensor:
+    """Index of the pixel shown at -padding .. size + padding - 1, mirrored about the border pixels."""
+    position = torch.arange(-padding, size + padding).abs()
+    return torch.where(position < size, position, 2 * (size - 1) - position)

@@ -1,0 +1,147 @@
+"""The main job: a timm teacher becomes a spiking network, by block-wise hybrid replacement."""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import Any
+
+import torch
+from accelerate.utils import set_seed
+from torch import Tensor, nn
+
+from distill.config import DistillConfig, StudentConfig
+from distill.data import Preprocessing, Splits, eval_loader, load_data, train_loader
+from distill.evaluation import by_name, firing_rates, top1, top1_by_timesteps
+from distill.hybrid import HybridDistiller
+from distill.loop import FitResult, fit
+from distill.losses import distillation_losses
+from distill.report import model_card, rate_warnings, table, versions
+from distill.runs import replace_text
+from distill.session import Session
+from distill.teacher_training import train_teacher
+from distill.teachers import build_teacher, has_weights, teacher_preprocessing
+from models import SpikingNetwork, create_snn, save_snn, spiking_twin
+
+log = logging.getLogger(__name__)
+
+
+def run(config: DistillConfig, session: Session, resume: bool) -> dict[str, Any]:
+    """The job of scripts/distill.py: teacher, student, hybrids, training, evaluation, export.
+
+    Returns:
+        the summary that it writes to summary.json.
+    """
+    started = time.perf_counter()
+    accelerator, seed, workers = session.accelerator, config.run.seed, config.data.workers
+    preprocessing = teacher_preprocessing(config.teacher)
+    data = load_data(config.data, preprocessing, seed)
+    log.info("%d images to train on, %d to evaluate on, %d classes", len(data.train), len(data.eval), len(data.classes))
+    teacher = _teacher(config, session, data, resume)
+    set_seed(seed)  # from here on the same, whether the teacher was trained just now or not
+    distiller = make_distiller(config, teacher, _probe_images(data, accelerator.device))
+    log.info("hybrids at %s", [tap.name for tap in distiller.taps])
+    loader = accelerator.prepare(eval_loader(data.eval, config.train.batch_size, workers=workers))
+    result = fit(
+        stage="student",
+        accelerator=accelerator,
+        model=distiller,
+        losses=lambda outputs, labels: distillation_losses(outputs, labels, config.loss),
+        loader=train_loader(data.train, config.train.batch_size, seed=seed, workers=workers),
+        evaluate=lambda model: top1(accelerator, loader, lambda images: by_name(model(images))),
+        config=config.train,
+        folder=session.folder,
+        resume=resume,
+    )
+    summary = _summary(config, session, loader, result)
+    summary["seconds"] = time.perf_counter() - started
+    if accelerator.is_main_process:
+        _write(config, session, summary, accelerator.unwrap_model(result.model).student, preprocessing, data)
+    accelerator.wait_for_everyone()
+    accelerator.end_training()
+    return summary
+
+
+def make_student(config: StudentConfig, teacher: nn.Module, images: Tensor) -> SpikingNetwork:
+    """A twin of the teacher, or a network by name with the teacher's classes and channels.
+
+    Args:
+        images: (B, C, H, W), of the size that the student will see.
+    """
+    if config.name == "twin":
+        return spiking_twin(
+            teacher,
+            config.timesteps,
+            config.neuron,
+            config.init,
+            config.algorithm,
+            config.gates,
+            input_size=tuple(images.shape[1:]),  # type: ignore[arg-type]
+        )
+    return create_snn(
+        config.name, teacher.num_classes, config.timesteps, images.shape[1], config.neuron, config.algorithm
+    ).to(images.device)
+
+
+def make_distiller(config: DistillConfig, teacher: nn.Module, images: Tensor) -> HybridDistiller:
+    """Student, adapters and teacher, with the taps checked on some images (B, C, H, W)."""
+    student = make_student(config.student, teacher, images)
+    return HybridDistiller(teacher, student.train(), config.taps, images=images).train()
+
+
+def _teacher(config: DistillConfig, session: Session, data: Splits, resume: bool) -> nn.Module:
+    accelerator = session.accelerator
+    if has_weights(config.teacher):
+        return build_teacher(config.teacher, len(data.classes)).to(accelerator.device).eval()
+    log.info("the teacher comes without weights: it is trained first")
+    train, workers = config.teacher_train, config.data.workers
+    loader = accelerator.prepare(eval_loader(data.eval, train.batch_size, workers=workers))
+    return train_teacher(session, data, loader, config.teacher, train, config.run.seed, workers, resume)
+
+
+def _probe_images(data: Splits, device: torch.device) -> Tensor:
+    """A few different images as the networks will see them."""
+    count = min(8, len(data.eval))
+    return torch.stack([data.eval[i * len(data.eval) // count][0] for i in range(count)]).to(device)
+
+
+def _summary(config: DistillConfig, session: Session, loader: Any, result: FitResult) -> dict[str, Any]:
+    accelerator = session.accelerator
+    accuracy = top1(accelerator, loader, lambda images: by_name(result.model(images)))
+    student = accelerator.unwrap_model(result.model).student
+    rates = firing_rates(accelerator, loader, student)
+    prefix = "hybrid_top1/"
+    return {
+        "teacher_top1": accuracy["teacher_top1"],
+        "student_top1": accuracy["student_top1"],
+        "student_top1_by_timesteps": top1_by_timesteps(accelerator, loader, student, config.eval_timesteps),
+        "hybrid_top1": {name.removeprefix(prefix): v for name, v in accuracy.items() if name.startswith(prefix)},
+        "timesteps": student.timesteps,
+        "parameters": sum(p.numel() for p in student.parameters()),
+        "mean_firing_rate": sum(rates.values()) / len(rates),
+        "firing_rates": rates,
+        "train_seconds": result.seconds,
+        "images_per_second": result.images_per_second,
+        "versions": versions(),
+    }
+
+
+def _write(
+    config: DistillConfig,
+    session: Session,
+    summary: dict[str, Any],
+    student: SpikingNetwork,
+    preprocessing: Preprocessing,
+    data: Splits,
+) -> None:
+    folder = session.folder
+    size, mean, std = preprocessing.input_size, preprocessing.mean, preprocessing.std
+    extra = {"input_size": list(size), "mean": list(mean), "std": list(std), "classes": list(data.classes)}
+    save_snn(student, folder.path / "student", extra)
+    what = f"{config.data.name}" + (f" ({config.data.root})" if config.data.root else "")
+    replace_text(folder.path / "student" / "README.md", model_card(summary, config.teacher.name, what, session.config_text))
+    folder.write_summary(summary)
+    for line in rate_warnings(summary["firing_rates"]):
+        log.warning("warning: %s", line)
+    log.info("\n%s\n", table(summary))
+    log.info("%.0f s; everything is in %s", summary["seconds"], folder.path)

@@ -1,0 +1,81 @@
+"""Accuracy and firing rates of what was trained."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from distill.hybrid import HybridOutput
+from distill.taps import hooks
+from models import SpikeTrain, SpikingNetwork, SpikingNeuron
+
+
+@torch.no_grad()
+def top1(
+    accelerator: Accelerator, loader: DataLoader, logits_of: Callable[[Tensor], Mapping[str, Tensor]]
+) -> dict[str, float]:
+    """Top-1 accuracy in percent of each of several networks, in one pass over the data.
+
+    Args:
+        loader: a prepared loader of (images, labels).
+        logits_of: from images (B, C, H, W) to logits (B, K) by name.
+    """
+    names: list[str] = []
+    correct, count = torch.zeros(()), 0
+    for images, labels in loader:
+        with accelerator.autocast():
+            logits = logits_of(images.contiguous(memory_format=torch.channels_last))
+        names = list(logits)
+        hits = torch.stack([values.argmax(1) == labels for values in logits.values()], dim=1)
+        hits = accelerator.gather_for_metrics(hits)
+        correct, count = correct + hits.sum(0).cpu(), count + len(hits)
+    return {name: 100 * hits / count for name, hits in zip(names, correct.tolist(), strict=True)}
+
+
+def by_name(outputs: HybridOutput) -> dict[str, Tensor]:
+    """The logits of a distiller under the names of the summary."""
+    hybrids = {f"hybrid_top1/{tap}": logits for tap, logits in outputs.hybrid_logits.items()}
+    return {"teacher_top1": outputs.teacher_logits, **hybrids, "student_top1": outputs.student_logits}
+
+
+def top1_by_timesteps(
+    accelerator: Accelerator, loader: DataLoader, student: SpikingNetwork, timesteps: list[int]
+) -> dict[int, float]:
+    """Top-1 in percent of a spiking network at several numbers of time steps, with its batch-norm statistics as
+    they are (those of the T it was trained with)."""
+    own = student.timesteps
+    found = {}
+    try:
+        for steps in timesteps:
+            student.timesteps = steps
+            found[steps] = top1(accelerator, loader, lambda images: {"student": student(images)})["student"]
+    finally:
+        student.timesteps = own
+    return found
+
+
+@torch.no_grad()
+def firing_rates(accelerator: Accelerator, loader: DataLoader, student: SpikingNetwork) -> dict[str, float]:
+    """Mean spikes per neuron and step of each layer, in [0, 1], by module name."""
+    sums: dict[str, Tensor] = {}
+    batches = 0
+
+    def add(name: str) -> Callable:
+        def hook(module: nn.Module, args: tuple, output: SpikeTrain) -> None:
+            sums[name] = sums.get(name, 0.0) + output.folded.float().mean()  # type: ignore[operator]
+
+        return hook
+
+    neurons = [(module, add(name)) for name, module in student.named_modules() if isinstance(module, SpikingNeuron)]
+    with hooks(neurons):
+        for images, _ in loader:
+            with accelerator.autocast():
+                student(images.contiguous(memory_format=torch.channels_last))
+            batches += 1
+    calls = {name: module.calls_per_step for name, module in student.named_modules() if isinstance(module, SpikingNeuron)}
+    rates = torch.stack([value / batches / calls[name] for name, value in sums.items()])
+    return dict(zip(sums, accelerator.reduce(rates, "mean").tolist(), strict=True))

@@ -1,0 +1,210 @@
+"""The training loop, the same for a teacher and for a distiller: steps, epochs, checkpoints, metrics.
+
+A step is one update of the optimizer. Losses are means over images.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from timm.optim import create_optimizer_v2
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+
+from distill.config import TrainConfig
+from distill.runs import Checkpoints, RunFolder
+
+Losses = Callable[[Any, Tensor], dict[str, Tensor]]
+
+CHECK_EVERY = 25
+"""Forward passes between two looks at the loss, each of which waits for the device."""
+
+
+class NonFiniteLossError(RuntimeError):
+    """The loss is no number any more."""
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """What training cost: seconds of training steps, and images per second, all processes together."""
+
+    model: nn.Module
+    """The wrapped model, still prepared."""
+    seconds: float
+    images_per_second: float
+
+
+def fit(
+    *,
+    stage: str,
+    accelerator: Accelerator,
+    model: nn.Module,
+    losses: Losses,
+    loader: DataLoader,
+    evaluate: Callable[[nn.Module], Mapping[str, float]],
+    config: TrainConfig,
+    folder: RunFolder,
+    resume: bool,
+) -> FitResult:
+    """Trains a model, from the newest checkpoint of the stage if `resume` finds one.
+
+    Args:
+        stage: names the checkpoints and the metrics: "teacher" or "student".
+        model: its outputs and the labels (B,) go to `losses`.
+        losses: returns scalars by name; "total" is minimised.
+        loader: training batches (images, labels), not prepared.
+        evaluate: called with the wrapped model in evaluation mode after each epoch; its numbers are logged.
+
+    Raises:
+        NonFiniteLossError: names the parts of the loss; the last checkpoint stays as it was.
+    """
+    if config.channels_last:
+        model = model.to(memory_format=torch.channels_last)
+    optimizer = make_optimizer(model, config)
+    accelerator.gradient_accumulation_steps = config.accumulate
+    model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
+    steps_per_epoch = math.ceil(len(loader) / config.accumulate)
+    factor = warmup_cosine(config, config.epochs * steps_per_epoch)
+    scheduler = accelerator.prepare(LambdaLR(optimizer.optimizer, factor))
+    checkpoints = Checkpoints(folder, stage)
+    first = _resume(accelerator, checkpoints, folder, stage) if resume else 0
+    seconds, images = 0.0, 0
+    for epoch in range(first, config.epochs):
+        loader.set_epoch(epoch)
+        started = time.perf_counter()
+        lr = scheduler.get_last_lr()[0]
+        means, count = _train_epoch(accelerator, model, losses, loader, optimizer, scheduler, config, stage, epoch)
+        elapsed = time.perf_counter() - started
+        seconds, images = seconds + elapsed, images + count
+        model.eval()
+        metrics = {
+            "stage": stage,
+            "epoch": epoch + 1,
+            "steps": (epoch + 1) * steps_per_epoch,
+            "lr": lr,
+            **{f"loss/{name}": value for name, value in means.items()},
+            **evaluate(model),
+            "images_per_second": count / elapsed,
+        }
+        if accelerator.is_main_process:
+            folder.append_metrics(metrics)
+        numbers = {f"{stage}/{name}": value for name, value in metrics.items() if name not in ("stage", "epoch")}
+        accelerator.log(numbers, step=epoch + 1)
+        checkpoints.save(
+            epoch + 1,
+            lambda path: accelerator.save_state(str(path)),
+            accelerator.is_main_process,
+            accelerator.wait_for_everyone,
+        )
+    model.eval()
+    return FitResult(model, seconds, images / seconds if seconds else 0.0)
+
+
+def _train_epoch(
+    accelerator: Accelerator,
+    model: nn.Module,
+    losses: Losses,
+    loader: DataLoader,
+    optimizer: Any,
+    scheduler: Any,
+    config: TrainConfig,
+    stage: str,
+    epoch: int,
+) -> tuple[dict[str, float], int]:
+    """One pass over the data; returns the mean of each part of the loss and the number of images."""
+    model.train()
+    sums: dict[str, Tensor] = {}
+    count = 0
+    title = f"{stage} {epoch + 1}/{config.epochs}"
+    bar = tqdm(loader, title, disable=not accelerator.is_local_main_process, leave=False, mininterval=1.0)
+    for batch, (images, labels) in enumerate(bar):
+        if config.channels_last:
+            images = images.contiguous(memory_format=torch.channels_last)
+        with accelerator.accumulate(model):
+            parts = losses(model(images), labels)
+            accelerator.backward(parts["total"])
+            if accelerator.sync_gradients and config.clip is not None:
+                accelerator.clip_grad_norm_(model.parameters(), config.clip)
+            optimizer.step()
+            if accelerator.sync_gradients:
+                scheduler.step()
+            optimizer.zero_grad()
+        for name, value in parts.items():
+            sums[name] = sums.get(name, 0.0) + value.detach().float() * len(labels)
+        count += len(labels)
+        if batch % CHECK_EVERY == 0:
+            total = _means(accelerator, sums, count, stage, epoch, config)[0]["total"]
+            bar.set_postfix(loss=f"{total:.3f}", lr=f"{scheduler.get_last_lr()[0]:.2g}")
+    return _means(accelerator, sums, count, stage, epoch, config)
+
+
+def _means(
+    accelerator: Accelerator, sums: dict[str, Tensor], count: int, stage: str, epoch: int, config: TrainConfig
+) -> tuple[dict[str, float], int]:
+    """Means over the images of all processes so far; all processes see a loss that is no number at once."""
+    local = torch.stack([*sums.values(), torch.tensor(float(count), device=accelerator.device)])
+    *totals, images = accelerator.reduce(local, "sum").tolist()
+    means = {name: total / images for name, total in zip(sums, totals, strict=True)}
+    if not all(math.isfinite(value) for value in means.values()):
+        parts = ", ".join(f"{name} {value:g}" for name, value in means.items())
+        raise NonFiniteLossError(
+            f"the loss is no finite number any more in epoch {epoch + 1} of the {stage} ({parts}). Checkpoints of "
+            f"earlier epochs are kept; lower train.lr ({config.lr}) or set train.clip (now {config.clip})"
+        )
+    return means, int(images)
+
+
+def _resume(accelerator: Accelerator, checkpoints: Checkpoints, folder: RunFolder, stage: str) -> int:
+    """Loads the newest checkpoint; returns the number of finished epochs."""
+    latest = checkpoints.latest()
+    epochs = 0 if latest is None else latest[0]
+    if accelerator.is_main_process:
+        folder.drop_metrics(lambda line: line["stage"] != stage or line["epoch"] <= epochs)
+    if latest is not None:
+        accelerator.load_state(str(latest[1]))
+    return epochs
+
+
+def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+    """timm's optimizer by name, without weight decay on biases and norms.
+
+    Raises:
+        ValueError: for a name that timm does not know.
+    """
+    try:
+        return create_optimizer_v2(
+            model,
+            opt=config.optimizer,
+            lr=config.lr,
+            weight_decay=config.weight_decay,
+            momentum=config.momentum,
+            filter_bias_and_bn=True,
+        )
+    except (ValueError, AssertionError, KeyError) as error:
+        raise ValueError(f"train.optimizer: timm knows no optimizer {config.optimizer!r} ({error})") from error
+
+
+def warmup_cosine(config: TrainConfig, steps: int) -> Callable[[int], float]:
+    """The learning rate of each optimizer step as a share of `config.lr`: linear from 0, then half a cosine.
+
+    Args:
+        steps: optimizer steps of the whole training; the cosine reaches `config.min_lr` after the last of them.
+    """
+    floor = config.min_lr / config.lr
+    warmup = min(config.warmup_steps, steps)
+
+    def factor(step: int) -> float:
+        if step < warmup:
+            return (step + 1) / (warmup + 1)
+        progress = (step - warmup) / max(1, steps - warmup)
+        return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+    return factor

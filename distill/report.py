@@ -1,0 +1,79 @@
+"""What a run tells its user: the table, summary.json and the model card."""
+
+from __future__ import annotations
+
+import platform
+from importlib.metadata import version
+from typing import Any
+
+SILENT, SATURATED = 0.01, 0.95
+"""Firing rates below or above which a layer hardly passes information on."""
+
+
+def versions() -> dict[str, str]:
+    """Of Python and of every package that a result depends on."""
+    names = ("spikeswap", "torch", "torchvision", "timm", "accelerate", "spikingjelly")
+    return {"python": platform.python_version(), **{name: version(name) for name in names}}
+
+
+def table(summary: dict[str, Any]) -> str:
+    """The summary's accuracies as lines of text, the student's own T marked."""
+    rows = [("teacher", summary["teacher_top1"])]
+    rows += [(f"hybrid up to {tap}", value) for tap, value in summary["hybrid_top1"].items()]
+    rows += [(f"SNN, T = {summary['timesteps']}", summary["student_top1"])]
+    rows += [(f"  evaluated at T = {steps}", value) for steps, value in summary["student_top1_by_timesteps"].items()]
+    width = max(len(name) for name, _ in rows)
+    lines = [f"{'network':<{width}}  top-1 (%)", f"{'-' * width}  ---------"]
+    return "\n".join(lines + [f"{name:<{width}}  {value:9.2f}" for name, value in rows])
+
+
+def rate_warnings(rates: dict[str, float]) -> list[str]:
+    """One line for each layer that is (almost) silent or fires (almost) always."""
+    lines = []
+    for name, rate in rates.items():
+        if rate < SILENT:
+            lines.append(f"layer {name} is almost silent: {100 * rate:.2f} % of its neurons fire in a step")
+        elif rate > SATURATED:
+            lines.append(f"layer {name} fires almost always: {100 * rate:.1f} % of its neurons fire in a step")
+    return lines
+
+
+def model_card(summary: dict[str, Any], teacher: str, data: str, config: str) -> str:
+    """README.md of a student's folder.
+
+    Args:
+        teacher: its timm name. data: what it was trained on, for people. config: the resolved YAML.
+    """
+    packages = ", ".join(f"{name} {value}" for name, value in summary["versions"].items())
+    return f"""---
+library_name: spikeswap
+tags: [spiking-neural-network, image-classification, distillation]
+---
+# Spiking network distilled from {teacher}
+
+{summary["timesteps"]} time steps, {summary["parameters"]:,} parameters, trained on {data}.
+
+```
+{table(summary)}
+```
+
+Mean firing rate: {100 * summary["mean_firing_rate"]:.1f} % of the neurons in a step.
+
+## Use
+
+```python
+import models  # of the package spikeswap
+
+snn = models.load_snn("path/of/this/folder")
+logits = snn(images)  # (B, C, H, W), normalised as config.json says under "extra"
+```
+
+## How it was made
+
+Block-wise hybrid replacement (Yang et al., CVPR 2025) with rate-based backpropagation (Yu et al., NeurIPS 2024),
+by {packages}.
+
+```yaml
+{config.strip()}
+```
+"""

@@ -1,0 +1,89 @@
+"""Training of an analogue teacher: a script's job of its own, or the first part of a distillation run."""
+
+from __future__ import annotations
+
+import json
+import logging
+
+import torch.nn.functional as F
+from accelerate.utils import set_seed
+from safetensors.torch import save_file
+from torch import nn
+from torch.utils.data import DataLoader
+
+from distill.config import TeacherConfig, TeacherTrainingConfig, TrainConfig
+from distill.data import Splits, eval_loader, load_data, train_loader
+from distill.evaluation import top1
+from distill.loop import fit
+from distill.report import versions
+from distill.runs import replace_text
+from distill.session import Session
+from distill.teachers import build_teacher, teacher_preprocessing
+from models.io import CONFIG, WEIGHTS
+
+log = logging.getLogger(__name__)
+
+
+def train_teacher(
+    session: Session,
+    data: Splits,
+    loader: DataLoader,
+    teacher_config: TeacherConfig,
+    config: TrainConfig,
+    seed: int,
+    workers: int | None,
+    resume: bool,
+) -> nn.Module:
+    """Trains a teacher, or takes the one that an interrupted run has finished; keeps it in `teacher/` of the run.
+
+    Args:
+        loader: of the evaluation images, prepared.
+
+    Returns:
+        the network on the device, in evaluation mode.
+    """
+    accelerator, path = session.accelerator, session.folder.path / "teacher"
+    set_seed(seed)
+    if resume and (path / WEIGHTS).exists():
+        return build_teacher(teacher_config, len(data.classes), weights=path).to(accelerator.device).eval()
+    network = build_teacher(teacher_config, len(data.classes))
+    result = fit(
+        stage="teacher",
+        accelerator=accelerator,
+        model=network,
+        losses=lambda logits, labels: {"total": F.cross_entropy(logits, labels, label_smoothing=config.label_smoothing)},
+        loader=train_loader(data.train, config.batch_size, seed=seed, workers=workers),
+        evaluate=lambda model: top1(accelerator, loader, lambda images: {"teacher_top1": model(images)}),
+        config=config,
+        folder=session.folder,
+        resume=resume,
+    )
+    network = accelerator.unwrap_model(result.model)
+    if accelerator.is_main_process:
+        path.mkdir(exist_ok=True)
+        state = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
+        save_file(state, path / (WEIGHTS + ".tmp"), metadata={"format": "pt"})
+        replace_text(path / CONFIG, json.dumps(network.ann_spec, indent=2) + "\n")
+        (path / (WEIGHTS + ".tmp")).replace(path / WEIGHTS)  # the last file: where it is, the teacher is whole
+        log.info("the teacher, trained in %.0f s, is kept in %s", result.seconds, path)
+    accelerator.wait_for_everyone()
+    accelerator.free_memory()
+    return network.eval()
+
+
+def run(config: TeacherTrainingConfig, session: Session, resume: bool) -> dict:
+    """The job of scripts/train_teacher.py; returns the summary that it writes."""
+    accelerator = session.accelerator
+    data = load_data(config.data, teacher_preprocessing(config.teacher), config.run.seed)
+    loader = accelerator.prepare(eval_loader(data.eval, config.train.batch_size, workers=config.data.workers))
+    teacher = train_teacher(
+        session, data, loader, config.teacher, config.train, config.run.seed, config.data.workers, resume
+    )
+    loader = accelerator.prepare(eval_loader(data.eval, config.train.batch_size, workers=config.data.workers))
+    accuracy = top1(accelerator, loader, lambda images: {"teacher_top1": teacher(images)})
+    summary = {**accuracy, "classes": list(data.classes), "versions": versions()}
+    if accelerator.is_main_process:
+        session.folder.write_summary(summary)
+        log.info("teacher top-1: %.2f %%; weights in %s", summary["teacher_top1"], session.folder.path / "teacher")
+    accelerator.end_training()
+    return summary

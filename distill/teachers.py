@@ -1,0 +1,69 @@
+"""Teachers: a timm network, its weights, and the preprocessing that they were trained with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import timm.data
+from torch import nn
+
+from distill.config import TeacherConfig
+from distill.data import Preprocessing
+from models import create_ann, load_weights
+from models.io import WEIGHTS
+
+
+def has_weights(config: TeacherConfig) -> bool:
+    """Whether the teacher comes trained."""
+    return config.pretrained or config.weights is not None
+
+
+def build_teacher(config: TeacherConfig, num_classes: int, weights: str | Path | None = None) -> nn.Module:
+    """Makes the network and loads its weights, where there are any.
+
+    Args:
+        num_classes: of the data.
+        weights: a safetensors file or its folder, instead of what the configuration names.
+
+    Raises:
+        FileNotFoundError: if there are no such weights.
+        ValueError: for an unknown network or argument, or weights that do not fit.
+    """
+    in_chans = 3 if config.input_size is None else config.input_size[0]
+    path = weights or config.weights
+    teacher = create_ann(
+        config.name, num_classes, in_chans, config.cifar_stem, config.pretrained and path is None, config.kwargs
+    )
+    if path is not None:
+        path = Path(path)
+        load_weights(teacher, path / WEIGHTS if path.is_dir() else path)
+    return teacher
+
+
+def teacher_preprocessing(config: TeacherConfig) -> Preprocessing:
+    """The images that the teacher expects: as its pretrained weights came with, where the configuration is silent.
+
+    Raises:
+        ValueError: names the fields to set where neither says anything.
+    """
+    known: dict = {}
+    if config.pretrained:
+        ann = create_ann(config.name, kwargs=config.kwargs)  # without weights: only its data configuration is wanted
+        known = timm.data.resolve_model_data_config(ann)
+    values = {}
+    for name in ("input_size", "mean", "std", "interpolation", "crop_pct"):
+        value = getattr(config, name)
+        values[name] = known.get(name) if value is None else value
+    missing = [f"teacher.{name}" for name in ("input_size", "mean", "std") if values[name] is None]
+    if missing:
+        raise ValueError(
+            f"the teacher's weights do not say how its images are normalised: set {', '.join(missing)} "
+            "to what it was trained with"
+        )
+    return Preprocessing(
+        input_size=tuple(values["input_size"]),
+        mean=tuple(values["mean"]),
+        std=tuple(values["std"]),
+        interpolation=values["interpolation"] or "bilinear",
+        crop_pct=values["crop_pct"] or 1.0,
+    )

@@ -1,0 +1,21 @@
+"""Trains an analogue teacher: accelerate launch scripts/train_teacher.py [--config RECIPE] [--help]"""
+
+import sys
+from pathlib import Path
+
+# Python puts this folder first on the path, where distill.py would hide the package of the same name
+sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+from distill import cli, session, teacher_training
+from distill.config import TeacherTrainingConfig
+
+DEFAULT = Path(__file__).resolve().parent.parent / "configs" / "digits_teacher.yaml"
+
+
+def main() -> None:
+    config, resume, text = cli.parse(TeacherTrainingConfig, None, DEFAULT)
+    teacher_training.run(config, session.start(config.run, resume, text), resume)
+
+
+if __name__ == "__main__":
+    cli.run(main)
