@@ -54,7 +54,9 @@ def parse(config_class: type[C], argv: Sequence[str] | None, default_recipe: Pat
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     parser = _Parser(prog=Path(sys.argv[0]).name, description=config_class.__doc__, allow_abbrev=False)
-    parser.add_argument("--config", action="config", help="Recipe to start from, a YAML file (more than one may be given).")
+    parser.add_argument(
+        "--config", action="config", help="Recipe to start from, a YAML file (more than one may be given)."
+    )
     parser.add_argument("--resume", action="store_true", help="Continue an interrupted run.")
     parser.add_class_arguments(config_class, as_group=False)
     if default_recipe is not None and not any(a.split("=")[0] in ("--config", "-h", "--help") for a in argv):

@@ -26,6 +26,8 @@ class RunConfig:
     """Accelerate's trackers by name (tensorboard, wandb, ...); an empty list for none."""
     mixed_precision: Literal["no", "bf16", "fp16"] | None = None
     """Type of the autocast; None: what `accelerate launch` was told."""
+    compile: bool = True
+    """Fuse the passes over spike streams with torch.compile: a minute at the start, then several times as fast."""
     threads: int | None = None
     """CPU threads of each process, when training on the CPU; None: all cores, shared by the processes."""
 

@@ -139,7 +139,9 @@ def _write(
     extra = {"input_size": list(size), "mean": list(mean), "std": list(std), "classes": list(data.classes)}
     save_snn(student, folder.path / "student", extra)
     what = f"{config.data.name}" + (f" ({config.data.root})" if config.data.root else "")
-    replace_text(folder.path / "student" / "README.md", model_card(summary, config.teacher.name, what, session.config_text))
+    replace_text(
+        folder.path / "student" / "README.md", model_card(summary, config.teacher.name, what, session.config_text)
+    )
     folder.write_summary(summary)
     for line in rate_warnings(summary["firing_rates"]):
         log.warning("warning: %s", line)

@@ -76,6 +76,8 @@ def firing_rates(accelerator: Accelerator, loader: DataLoader, student: SpikingN
             with accelerator.autocast():
                 student(images.contiguous(memory_format=torch.channels_last))
             batches += 1
-    calls = {name: module.calls_per_step for name, module in student.named_modules() if isinstance(module, SpikingNeuron)}
+    calls = {
+        name: module.calls_per_step for name, module in student.named_modules() if isinstance(module, SpikingNeuron)
+    }
     rates = torch.stack([value / batches / calls[name] for name, value in sums.items()])
     return dict(zip(sums, accelerator.reduce(rates, "mean").tolist(), strict=True))

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from distill.taps import Tap, append_rows, check_taps, default_tap_names, hooks, rounding
 from models import SpikeTrain, SpikingNetwork
+from models.kernels import uncompiled
 
 
 class HybridOutput(NamedTuple):
@@ -104,7 +105,9 @@ class HybridDistiller(nn.Module):
         with torch.no_grad():
             teacher_logits = self.teacher(images)
         features: dict[str, Tensor] = {}
-        with hooks([(self.student.get_submodule(self.student_taps[t.name]), _keep(features, t.name)) for t in self.taps]):
+        with hooks(
+            [(self.student.get_submodule(self.student_taps[t.name]), _keep(features, t.name)) for t in self.taps]
+        ):
             student_logits = self.student(images)
         adapted = [adapter(features[tap.name]) for tap, adapter in zip(self.taps, self.adapters, strict=True)]
         hybrid_logits = self._through_teacher(images, adapted) if adapted else []
@@ -140,7 +143,7 @@ class HybridDistiller(nn.Module):
                 raise ValueError(f"tap {tap!r}: the student has no module {name!r}; it has {allowed}") from None
         training, timesteps = self.student.training, self.student.timesteps
         self.student.eval().timesteps = 1
-        with hooks(pairs):
+        with hooks(pairs), uncompiled():
             self.student(images[:1])
         self.student.train(training).timesteps = timesteps
         for tap, name in self.student_taps.items():

@@ -1,8 +1,8 @@
 """The folder of a run: what is written where, a name of its own, and how an interrupted run is found again.
 
-    config.yaml     the resolved configuration        checkpoints/   what --resume continues from
-    metrics.jsonl   one JSON object an epoch          teacher/       a teacher trained on the spot
-    summary.json    the results                       student/       the spiking network
+config.yaml     the resolved configuration        checkpoints/   what --resume continues from
+metrics.jsonl   one JSON object an epoch          teacher/       a teacher trained on the spot
+summary.json    the results                       student/       the spiking network
 """
 
 from __future__ import annotations
@@ -103,7 +103,9 @@ def open_run(config: RunConfig, resume: bool, resolved: dict[str, Any]) -> RunFo
 
 def _with_suffixes(path: Path) -> list[Path]:
     """The folder and those with a suffix, in the order in which runs take them."""
-    numbered = [(int(n), p) for p in path.parent.glob(f"{path.name}-*") if (n := p.name[len(path.name) + 1 :]).isdigit()]
+    numbered = [
+        (int(n), p) for p in path.parent.glob(f"{path.name}-*") if (n := p.name[len(path.name) + 1 :]).isdigit()
+    ]
     return [path, *[p for _, p in sorted(numbered)]]
 
 

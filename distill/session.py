@@ -14,6 +14,7 @@ from accelerate.utils import LoggerType, broadcast_object_list, set_seed
 
 from distill.config import RunConfig
 from distill.runs import RunFolder, flatten, open_run
+from models import compile_kernels
 
 log = logging.getLogger("distill")
 
@@ -45,8 +46,10 @@ def start(config: RunConfig, resume: bool, config_text: str) -> Session:
     )
     level = logging.INFO if accelerator.is_main_process else logging.WARNING
     logging.basicConfig(level=level, format="%(message)s", force=True)
-    logging.getLogger("timm").setLevel(logging.WARNING)
+    for library in ("timm", "accelerate"):
+        logging.getLogger(library).setLevel(logging.WARNING)
     _set_threads(accelerator, config.threads)
+    compile_kernels(config.compile)
     set_seed(config.seed)
     torch.backends.cudnn.deterministic = True  # equal seeds, equal weights
     opened: list = [None, None]

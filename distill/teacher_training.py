@@ -51,7 +51,9 @@ def train_teacher(
         stage="teacher",
         accelerator=accelerator,
         model=network,
-        losses=lambda logits, labels: {"total": F.cross_entropy(logits, labels, label_smoothing=config.label_smoothing)},
+        losses=lambda logits, labels: {
+            "total": F.cross_entropy(logits, labels, label_smoothing=config.label_smoothing)
+        },
         loader=train_loader(data.train, config.batch_size, seed=seed, workers=workers),
         evaluate=lambda model: top1(accelerator, loader, lambda images: {"teacher_top1": model(images)}),
         config=config,

@@ -3,6 +3,7 @@
 from models.ann import create_ann
 from models.dynamics import NeuronConfig
 from models.io import load_snn, load_weights, save_snn
+from models.kernels import compile_kernels
 from models.network import ALGORITHMS, SpikingNetwork, set_algorithm
 from models.neuron import SpikingNeuron
 from models.registry import create_snn, list_snns
@@ -16,6 +17,7 @@ __all__ = [
     "SpikingNetwork",
     "SpikingNeuron",
     "UnsupportedOperationError",
+    "compile_kernels",
     "create_ann",
     "create_snn",
     "list_snns",

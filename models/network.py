@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 from typing import Any
 
-
 from spikingjelly.activation_based.base import StepModule
 from torch import Tensor, nn
 
@@ -127,5 +126,3 @@ def _path_in_traceback(network: nn.Module, error: BaseException) -> str:
     if not path:
         return f"the forward of {type(network).__name__}"
     return f"module {path!r} ({type(network.get_submodule(path)).__name__})"
-
-

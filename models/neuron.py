@@ -13,8 +13,9 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from models.dynamics import Current, NeuronConfig, fire, fire_with_rate
-from models.normalization import Norm, per_channel
+from models.dynamics import NeuronConfig
+from models.kernels import fire, fire_with_rate
+from models.normalization import Norm
 from models.spiketrain import SpikeTrain, Term
 
 
@@ -44,17 +45,20 @@ class SpikingNeuron(SimpleBaseNode):
             return super().forward(x)
         if x.kind == "graph":
             return self._backpropagation_through_time(x)
-        currents = [_current(term) for term in x.terms]
+        currents = (
+            [term.stream for term in x.terms],
+            [term.steps for term in x.terms],
+            [term.norm and term.norm.scale_and_shift() for term in x.terms],
+        )
         if x.kind == "plain":
             with torch.no_grad():
-                spikes = fire(currents, x.timesteps, self.config)
-            return x.derive(spikes.flatten(0, 1), x.timesteps)
+                return x.derive(fire(*currents, x.timesteps, self.config), x.timesteps)
         with torch.no_grad():
-            spikes, rate, kappa = fire_with_rate(currents, x.timesteps, self.config)
+            spikes, rate, kappa = fire_with_rate(*currents, x.timesteps, self.config)
         norms = [term.norm for term in x.terms]
         inputs = [_rate_inputs(term) for term in x.terms]
         rate = _FireRate.apply(rate, kappa, norms, *[tensor for triple in inputs for tensor in triple])
-        return x.derive(spikes.flatten(0, 1), x.timesteps, rate=rate)
+        return x.derive(spikes, x.timesteps, rate=rate)
 
     def _backpropagation_through_time(self, x: SpikeTrain) -> SpikeTrain:
         kept, self.v = self.v, 0.0  # the state of a caller who steps by hand is none of this pass's business
@@ -79,14 +83,6 @@ class SpikingNeuron(SimpleBaseNode):
     def extra_repr(self) -> str:
         c = self.config
         return f"leak={c.leak}, threshold={c.threshold}, reset={c.reset}, step_mode={self.step_mode}"
-
-
-def _current(term: Term) -> Current:
-    stream = term.stream.unflatten(0, (term.steps, -1))
-    if term.norm is None:
-        return Current(stream)
-    scale, shift = (per_channel(v, term.stream) for v in term.norm.scale_and_shift())
-    return Current(stream, scale, shift)
 
 
 def _rate_inputs(term: Term) -> tuple[Tensor, Tensor | None, Tensor | None]:

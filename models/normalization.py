@@ -84,13 +84,6 @@ def per_channel(v: Tensor, like: Tensor) -> Tensor:
     return v.view(1, -1, *[1] * (like.ndim - 2))
 
 
-def moments(folded: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and biased variance per channel of (N, C, ...), at least in float32."""
-    axes = [axis for axis in range(folded.ndim) if axis != 1]
-    var, mean = torch.var_mean(folded.to(torch.promote_types(folded.dtype, torch.float32)), axes, correction=0)
-    return mean, var
-
-
 def update_running(running_mean: Tensor, running_var: Tensor, mean: Tensor, var: Tensor, momentum: float, count: int):
     """Moves the running statistics as `torch.nn.BatchNorm2d` does, in place.
 

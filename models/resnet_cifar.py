@@ -35,7 +35,9 @@ class ResNetCifar(nn.Module):
     Takes (B, in_chans, H, W), gives (B, num_classes); the strides of the stages are 1, 2, 2, 2.
     """
 
-    def __init__(self, blocks: tuple[int, int, int, int], num_classes: int, in_chans: int, neuron: NeuronConfig) -> None:
+    def __init__(
+        self, blocks: tuple[int, int, int, int], num_classes: int, in_chans: int, neuron: NeuronConfig
+    ) -> None:
         super().__init__()
         self.num_classes = num_classes
         stem = nn.Conv2d(in_chans, 64, 3, padding=1, bias=False)

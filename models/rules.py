@@ -15,8 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from models.kernels import moments_and_mean
 from models.linear_rate import ConvRate, LinearRate, WithValue
-from models.normalization import Norm, moments, update_running
+from models.normalization import Norm, update_running
 from models.spiketrain import RULES, SpikeTrain, Term, UnsupportedOperationError
 
 
@@ -52,7 +53,7 @@ def _convolution(function: Callable, spatial: int) -> None:
 
 
 def _explicit_padding(x, weight, padding, dilation, spatial) -> tuple[SpikeTrain, list[int]]:
-    """"same" and "valid" in numbers; where "same" is lopsided, the train is padded first, as PyTorch does."""
+    """ "same" and "valid" in numbers; where "same" is lopsided, the train is padded first, as PyTorch does."""
     if padding == "valid":
         return x, [0] * spatial
     if padding != "same":
@@ -90,16 +91,16 @@ def batch_norm(
     """rate_M: the statistics of all steps together; the affine map itself stays pending."""
     if x.kind == "graph":
         return _batch_norm_with_graph(x, running_mean, running_var, weight, bias, training, momentum, eps)
-    term = x.single()
+    term, value = x.single(), None
     if training:
-        mean, var = moments(term.stream)
+        mean, var, value = moments_and_mean(term.stream, term.steps)
         if running_mean is not None:
             update_running(running_mean, running_var, mean, var, momentum, _count(x))
     else:
         dtype = torch.promote_types(x.dtype, torch.float32)
         mean, var = running_mean.to(dtype, copy=True), running_var.to(dtype)
     norm = Norm(mean, torch.rsqrt(var + eps), weight, bias, of_batch=training)
-    rate = term.rate_before_norm() if x.kind == "rate" else None
+    rate = term.rate_before_norm(value) if x.kind == "rate" else None
     return SpikeTrain([Term(term.stream, term.steps, norm=norm, _rate=rate)], x.timesteps, x.kind)
 
 

@@ -28,6 +28,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from models.kernels import mean_over_steps
 from models.normalization import Norm
 
 Pass = Literal["rate", "graph", "plain"]
@@ -72,11 +73,6 @@ class Term:
     def rate(self) -> Tensor:
         rate = self.rate_before_norm()
         return rate if self.norm is None else self.norm.on_rate(rate)
-
-
-def mean_over_steps(folded: Tensor, steps: int) -> Tensor:
-    """The mean over time of a folded stream: (S*B, ...) -> (B, ...)."""
-    return folded if steps == 1 else folded.unflatten(0, (steps, -1)).mean(0)
 
 
 class SpikeTrain:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from models.dynamics import NeuronConfig
+from models.kernels import uncompiled
 from models.network import SpikingNetwork, as_spiking, check_timesteps
 from models.neuron import SpikingNeuron
 from models.rules import constant_of_rate
@@ -164,7 +165,8 @@ def _probe(snn: SpikingNetwork, input_size: tuple[int, int, int]) -> None:
     snn.eval()
     snn.timesteps = 2  # with one step everything is constant over time, and a gate would pass
     try:
-        snn(image)
+        with uncompiled():
+            snn(image)
     except UnsupportedOperationError as error:
         raise UnsupportedOperationError(f"{type(snn).__name__} cannot be built: {error}") from error.__cause__
     finally:

@@ -1,0 +1,74 @@
+"""The fused passes: compiled they give the numbers that they give as written, and without a compiler they run on."""
+
+import logging
+
+import pytest
+import torch
+from reference import assert_same_training, train_once
+from toy_networks import TOYS, generic, spiking
+
+from models import NeuronConfig, compile_kernels, kernels
+
+
+@pytest.fixture(autouse=True)
+def _uncompiled_again():
+    yield
+    compile_kernels(False)
+
+
+@pytest.mark.parametrize("channels_last", [False, True], ids=["contiguous", "channels_last"])
+@pytest.mark.parametrize("steps", [1, 3])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64], ids=str)
+def test_moments_are_at_least_float32_and_over_all_steps(dtype, steps, channels_last):
+    folded = (torch.randn(steps * 4, 5, 6, 7, dtype=torch.float64) + 3).to(dtype)
+    if channels_last:
+        folded = folded.to(memory_format=torch.channels_last)
+    exact = folded.double()
+    mean, var, value = kernels.moments_and_mean(folded, steps)
+    wanted = torch.float64 if dtype == torch.float64 else torch.float32
+    assert mean.dtype == var.dtype == wanted and value.dtype == dtype
+    tolerance = 1e-12 if dtype == torch.float64 else 1e-5
+    torch.testing.assert_close(mean.double(), exact.mean((0, 2, 3)), rtol=tolerance, atol=0)
+    torch.testing.assert_close(var.double(), exact.var((0, 2, 3), correction=0), rtol=tolerance, atol=0)
+    average = exact.unflatten(0, (steps, 4)).mean(0)
+    torch.testing.assert_close(value.double(), average, rtol=1e-2 if dtype == torch.bfloat16 else 1e-6, atol=1e-3)
+
+
+@pytest.mark.filterwarnings("ignore")  # of the compiler's own
+@pytest.mark.parametrize("toy", ["Residual", "SharedNeuron"])
+def test_compiled_passes_train_as_written_ones(toy, caplog):
+    network, images = generic(TOYS[toy](NeuronConfig(leak=0.5))), torch.randn(2, 3, 9, 9, dtype=torch.float64)
+    if toy == "Residual":
+        images = images.to(memory_format=torch.channels_last)
+        network = network.to(memory_format=torch.channels_last)
+    ours, theirs = spiking(network, 3), spiking(network, 3)
+    written = train_once(theirs, theirs, images)
+    compile_kernels(True)
+    compiled = train_once(ours, ours, images)
+    if any("torch.compile failed" in record.message for record in caplog.records):
+        pytest.skip("no compiler on this machine")
+    assert_same_training(compiled, written)
+    torch.testing.assert_close(ours.eval()(images), theirs.eval()(images), rtol=1e-12, atol=1e-13)
+
+
+def test_without_a_compiler_the_passes_run_as_written_and_say_so_once(monkeypatch, caplog):
+    def fail(*args, **kwargs):
+        raise RuntimeError("no working C++ compiler\nfound anywhere")
+
+    monkeypatch.setattr(torch, "compile", fail)
+    double = kernels._compilable(lambda x: 2 * x)
+    compile_kernels(True)
+    with caplog.at_level(logging.WARNING):
+        assert double(3) == 6 and double(4) == 8
+    (record,) = caplog.records
+    assert "RuntimeError: no working C++ compiler)" in record.getMessage()
+
+
+def test_an_error_of_the_pass_itself_is_not_swallowed():
+    def broken(x):
+        raise KeyError(x)
+
+    for enabled in (False, True):
+        compile_kernels(enabled)
+        with pytest.raises(KeyError):
+            kernels._compilable(broken)("missing")

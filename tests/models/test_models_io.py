@@ -1,0 +1,253 @@
+"""Networks to a folder and back; each way in which that can fail, by its message."""
+
+import json
+
+import pytest
+import timm
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from models import NeuronConfig, create_ann, create_snn, load_snn, load_weights, save_snn, spiking_twin
+
+NARROW = {"channels": [8, 16, 16, 16]}
+SIZE = (3, 32, 32)
+
+
+def used(snn):
+    """As after some training: other weights, statistics, steps and algorithm than a fresh network has."""
+    torch.manual_seed(5)
+    for module in snn.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.normal_(std=0.3)
+            module.running_var.uniform_(0.5, 2)
+            module.num_batches_tracked.fill_(12)
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+    snn.timesteps = 3
+    snn.algorithm = "bptt"
+    return snn.eval()
+
+
+NEURON = NeuronConfig(leak=0.5, threshold=0.7, reset="hard", detach_reset=False, alpha=2.0)
+NETWORKS = {
+    "by name": lambda: create_snn("resnet18_cifar", num_classes=7, neuron=NEURON),
+    "twin": lambda: spiking_twin(
+        create_ann("resnet18", num_classes=7, cifar_stem=True, kwargs=NARROW), neuron=NEURON, input_size=SIZE
+    ),
+    "twin of grey images": lambda: spiking_twin(
+        create_ann("resnet18", num_classes=7, in_chans=1, kwargs=NARROW), neuron=NEURON, input_size=(1, 32, 32)
+    ),
+    "twin of a timm network": lambda: spiking_twin(
+        timm.create_model("mobilenetv2_035", num_classes=7, in_chans=3), neuron=NEURON, input_size=SIZE
+    ),
+    "twin with gates": lambda: spiking_twin(
+        create_ann("mobilenetv3_small_050", num_classes=7), neuron=NEURON, gates="keep", input_size=SIZE
+    ),
+}
+
+
+def small_twin():
+    return used(NETWORKS["twin"]())
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_a_loaded_network_has_the_saved_ones_logits(network, tmp_path):
+    snn = used(NETWORKS[network]())
+    save_snn(snn, tmp_path / "new" / "folder")
+    loaded = load_snn(tmp_path / "new" / "folder")
+    images = torch.randn(2, snn.in_chans, 32, 32)
+    logits = snn(images)
+    assert logits.std() > 0 and torch.equal(loaded(images), logits)
+    assert (loaded.timesteps, loaded.algorithm, loaded.in_chans) == (3, "bptt", snn.in_chans)
+    assert not loaded.training and type(loaded) is type(snn)
+    assert loaded.state_dict().keys() == snn.state_dict().keys()
+    assert all(torch.equal(v, snn.state_dict()[k]) for k, v in loaded.state_dict().items())
+    save_snn(loaded, tmp_path / "again")
+    assert torch.equal(load_snn(tmp_path / "again")(images), logits)
+
+
+def test_a_loaded_network_trains_on(tmp_path):
+    snn = NETWORKS["twin"]()
+    save_snn(snn, tmp_path)
+    loaded = load_snn(tmp_path).train()
+    loaded(torch.randn(2, *SIZE)).square().sum().backward()
+    assert all(p.grad is not None for p in loaded.parameters())
+
+
+def test_saving_changes_neither_the_network_nor_the_random_numbers(tmp_path):
+    snn = small_twin().train()
+    before = {k: v.clone() for k, v in snn.state_dict().items()}
+    torch.manual_seed(3)
+    wanted = torch.rand(4)
+    torch.manual_seed(3)
+    save_snn(snn, tmp_path)
+    assert torch.equal(torch.rand(4), wanted)
+    assert snn.training and all(torch.equal(before[k], v) for k, v in snn.state_dict().items())
+
+
+def test_the_folder_holds_two_plain_files(tmp_path):
+    snn = small_twin().to(memory_format=torch.channels_last)
+    save_snn(snn, tmp_path, extra={"classes": ["cat", "dog"]})
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "model.safetensors"]
+    spec = json.loads((tmp_path / "config.json").read_text())
+    assert spec["kind"] == "twin" and spec["neuron"]["reset"] == "hard" and spec["extra"] == {"classes": ["cat", "dog"]}
+    assert spec["ann"]["kwargs"] == NARROW
+    assert load_file(tmp_path / "model.safetensors").keys() == snn.state_dict().keys()
+    assert load_snn(tmp_path).spec["extra"] == {"classes": ["cat", "dog"]}
+
+
+def test_saving_twice_replaces(tmp_path):
+    snn = small_twin()
+    save_snn(snn, tmp_path, extra={"epoch": 1})
+    with torch.no_grad():
+        snn.fc.bias.add_(1)
+    snn.timesteps = 2
+    save_snn(snn, tmp_path)
+    loaded = load_snn(tmp_path)
+    assert torch.equal(loaded.fc.bias, snn.fc.bias) and loaded.timesteps == 2 and "extra" not in loaded.spec
+
+
+# -- networks that cannot be rebuilt ------------------------------------------------------------------
+
+
+def test_a_network_with_another_head_is_refused(tmp_path):
+    snn = small_twin()
+    snn.fc = nn.Linear(16, 9)
+    with pytest.raises(ValueError, match=r"changed by hand.*'fc.*models.create_ann"):
+        save_snn(snn, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_network_with_another_module_is_refused(tmp_path):
+    snn = small_twin()
+    snn.extra_layer = nn.Linear(2, 2)
+    with pytest.raises(ValueError, match=r"changed by hand.*extra_layer"):
+        save_snn(snn, tmp_path)
+
+
+def test_timm_arguments_that_only_create_ann_remembers_are_refused(tmp_path):
+    snn = spiking_twin(timm.create_model("resnet18", num_classes=7, **NARROW), input_size=SIZE)
+    with pytest.raises(ValueError, match=r"Make the analogue network with models\.create_ann"):
+        save_snn(snn, tmp_path)
+
+
+@pytest.mark.parametrize("change", ["timm's stride", "max pool", "one neuron"])
+def test_a_change_that_no_weight_shows_is_not_lost(change, tmp_path):
+    """Keys and shapes are the same, the logits are not: saving must refuse or loading must give the same network."""
+    if change == "timm's stride":
+        snn = spiking_twin(timm.create_model("resnet18", num_classes=7, output_stride=8), input_size=SIZE)
+    elif change == "max pool":
+        ann = timm.create_model("resnet18", num_classes=7)
+        ann.maxpool = nn.Identity()
+        snn = spiking_twin(ann, input_size=SIZE)
+    else:
+        snn = NETWORKS["by name"]()
+        snn.layer1[0].spike1.config = NeuronConfig(leak=1.0, threshold=0.1)
+    snn = used(snn)
+    images = torch.randn(2, *SIZE)
+    try:
+        save_snn(snn, tmp_path)
+    except ValueError:
+        return
+    assert torch.equal(load_snn(tmp_path)(images), snn(images))
+
+
+def test_a_twin_of_no_timm_network_is_refused(tmp_path):
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(1))
+    with pytest.raises(ValueError, match="not a timm network: it can be trained but not saved"):
+        save_snn(spiking_twin(network, input_size=SIZE), tmp_path)
+
+
+# -- folders that cannot be loaded --------------------------------------------------------------------
+
+
+@pytest.fixture
+def folder(tmp_path):
+    save_snn(small_twin(), tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
+def test_a_missing_file_is_named(name, folder):
+    (folder / name).unlink()
+    with pytest.raises(FileNotFoundError, match=f"holds no saved spiking network: {name} is missing"):
+        load_snn(folder)
+
+
+def test_a_missing_folder_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="nowhere holds no saved spiking network"):
+        load_snn(tmp_path / "nowhere")
+    with pytest.raises(FileNotFoundError, match=r"no weights at .*nowhere"):
+        load_weights(nn.Linear(2, 2), tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    "text", ["{", "", "[]", "{}", '"twin"', '{"kind": "twin", "neuron": {}}', '{"kind": "twin", "neuron": 3}'], ids=repr
+)
+def test_a_broken_configuration_is_named(text, folder):
+    (folder / "config.json").write_text(text)
+    with pytest.raises(ValueError, match=r"config\.json does not describe a spiking network"):
+        load_snn(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"kind": "analogue"}, "kind must be one of 'network', 'twin', found 'analogue'"),
+        ({"timesteps": 0}, "timesteps must be an integer of at least 1, found 0"),
+        ({"algorithm": "ottt"}, "algorithm must be one of"),
+        ({"neuron": {"leak": 7}}, "neuron.leak must be in"),
+        ({"neuron": {"wings": 7}}, "does not describe a spiking network: .*wings"),
+        ({"ann": {"name": "resnet81"}}, "timm knows no network 'resnet81'"),
+        ({"ann": None}, "does not describe a spiking network"),
+    ],
+    ids=str,
+)
+def test_a_configuration_with_other_values_is_refused(change, message, folder):
+    spec = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**spec, **change}))
+    with pytest.raises(ValueError, match=message):
+        load_snn(folder)
+
+
+def test_other_keys_and_shapes_are_named(folder):
+    path = folder / "model.safetensors"
+    state = load_file(path)
+    state["fc.wait"] = state.pop("fc.weight")
+    state["fc.bias"] = torch.zeros(3)
+    save_file(state, path)
+    message = (
+        r"1 missing keys \['fc.weight'\], 1 unknown keys \['fc.wait'\], "
+        r"1 other shapes \['fc.bias: \(3,\), wanted \(7,\)'\]"
+    )
+    with pytest.raises(ValueError, match=message):
+        load_snn(folder)
+
+
+def test_weights_that_do_not_fit_change_nothing(folder):
+    path = folder / "model.safetensors"
+    state = load_file(path)
+    state["fc.bias"] = torch.zeros(3)
+    save_file(state, path)
+    network = NETWORKS["twin"]()
+    before = {k: v.clone() for k, v in network.state_dict().items()}
+    with pytest.raises(ValueError, match="does not fit SpikingResNet"):
+        load_weights(network, path)
+    assert all(torch.equal(before[k], v) for k, v in network.state_dict().items())
+
+
+@pytest.mark.parametrize("content", [b"", b"not weights", None], ids=["empty", "text", "cut"])
+def test_a_broken_weights_file_is_named(content, folder):
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:5000] if content is None else content)
+    with pytest.raises(ValueError, match=r"model\.safetensors is not a safetensors file"):
+        load_snn(folder)
+
+
+def test_weights_keep_the_networks_type_and_memory_format(tmp_path):
+    source, target = nn.Conv2d(4, 6, 3), nn.Conv2d(4, 6, 3).double().to(memory_format=torch.channels_last)
+    save_file(source.state_dict(), tmp_path / "conv.safetensors")
+    load_weights(target, tmp_path / "conv.safetensors")
+    assert target.weight.dtype == torch.float64
+    assert target.weight.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(target.weight.float(), source.weight)

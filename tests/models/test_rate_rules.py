@@ -1,0 +1,115 @@
+"""rate_m against a second implementation of the same equations (tests/models/reference.py), in float64."""
+
+import copy
+
+import pytest
+import torch
+from reference import Reference, assert_same_training, train_once
+from torch import nn
+from toy_networks import TOYS, Residual, generic, spiking
+
+from models import NeuronConfig, create_snn
+from models.network import as_spiking
+
+
+def both(network, images, timesteps, ours=None):
+    ours = spiking(network, timesteps) if ours is None else ours
+    reference = Reference(network, timesteps)
+    return train_once(ours, ours, images), train_once(reference, reference.network, images)
+
+
+def random_images(*shape):
+    return torch.randn(*shape, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("channels_last", [False, True], ids=["contiguous", "channels_last"])
+@pytest.mark.parametrize("timesteps", [1, 2, 3, 4])
+@pytest.mark.parametrize("leak", [0.2, 0.5, 1.0])
+@pytest.mark.parametrize("detach_reset", [True, False], ids=["detached", "attached"])
+@pytest.mark.parametrize("reset", ["soft", "hard"])
+def test_a_residual_network_trains_as_the_reference(reset, detach_reset, leak, timesteps, channels_last):
+    neuron = NeuronConfig(leak=leak, reset=reset, detach_reset=detach_reset, threshold=0.9, alpha=3.0)
+    network, images = generic(Residual(neuron)), random_images(2, 3, 9, 9)
+    if channels_last:
+        network, images = (
+            network.to(memory_format=torch.channels_last),
+            images.to(memory_format=torch.channels_last),
+        )
+    assert_same_training(*both(network, images, timesteps))
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same'")
+@pytest.mark.parametrize("reset", ["soft", "hard"])
+@pytest.mark.parametrize("timesteps", [1, 3])
+@pytest.mark.parametrize("toy", sorted(TOYS))
+def test_each_operation_trains_as_the_reference(toy, timesteps, reset):
+    neuron = NeuronConfig(leak=0.5, reset=reset, detach_reset=False, threshold=0.8)
+    network, images = generic(TOYS[toy](neuron)), random_images(6, 3, 8, 8)
+    assert_same_training(*both(network, images, timesteps))
+
+
+@pytest.mark.parametrize("toy", ["Residual", "PreActivation", "Norms"])
+@pytest.mark.parametrize("every", [1, 2], ids=["all", "every_second"])
+def test_batch_norm_in_eval_mode_is_an_affine_map_in_training(toy, every):
+    network = generic(TOYS[toy](NeuronConfig(leak=0.5, threshold=0.7)))
+    norms = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    for norm in norms[::every]:
+        norm.eval()
+    before = copy.deepcopy(network.state_dict())
+    ours = spiking(network, 3)
+    assert_same_training(*both(network, random_images(3, 3, 8, 8), 3, ours))
+    frozen = {n for n, m in network.named_modules() if m in norms[::every] and m.running_mean is not None}
+    assert frozen and all(
+        torch.equal(before[f"{n}.running_mean"], ours.get_buffer(f"{n}.running_mean")) for n in frozen
+    )
+
+
+@pytest.mark.parametrize("toy", ["Residual", "Sums", "Shapes"])
+def test_frames_that_differ_train_as_the_reference(toy):
+    network = generic(TOYS[toy](NeuronConfig(leak=0.5)))
+    assert_same_training(*both(network, random_images(3, 2, 3, 8, 8), 3))
+
+
+def test_two_backward_passes_add_up():
+    network, images = generic(Residual(NeuronConfig())), random_images(2, 3, 8, 8)
+    snn = spiking(network, 2)
+    once = train_once(snn, snn, images).gradients["0.0.weight"].clone()
+    logits = snn(images)
+    weights = torch.linspace(-1, 2, logits.numel(), dtype=logits.dtype).view_as(logits)
+    (logits * weights + 0.3 * logits.softmax(1) * weights.flip(0)).sum().backward()
+    torch.testing.assert_close(snn.get_parameter("0.0.weight").grad, 2 * once, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("channels_last", [False, True], ids=["contiguous", "channels_last"])
+def test_the_papers_resnet18_trains_as_the_reference(channels_last):
+    snn = generic(create_snn("resnet18_cifar", timesteps=2))
+    images = random_images(2, 3, 8, 8)
+    if channels_last:
+        snn, images = snn.to(memory_format=torch.channels_last), images.to(memory_format=torch.channels_last)
+    plain = copy.deepcopy(snn)
+    plain.step_mode = "s"  # one call is then the plain forward of the network's own class
+    assert_same_training(*both(plain, images, 2, ours=snn))
+
+
+def test_the_papers_resnet18_trains_as_the_reference_over_two_steps_of_training():
+    """The second step starts from weights and running statistics that the first one moved."""
+    neuron = NeuronConfig(leak=0.5, reset="hard", detach_reset=False)
+    network, images = generic(Residual(neuron)), random_images(2, 3, 8, 8)
+    ours, reference = spiking(network, 3), Reference(network, 3)
+    for call, net in ((ours, ours), (reference, reference.network)):
+        train_once(call, net, images)
+        with torch.no_grad():
+            for p in net.parameters():
+                p -= 0.05 * p.grad
+    later = random_images(2, 3, 8, 8)
+    first, second = train_once(ours, ours, later), train_once(reference, reference.network, later)
+    assert_same_training(first, second, 1e-9)
+
+
+def test_an_unregistered_class_is_not_needed_to_be_spiking():
+    """`as_spiking` leaves names, parameters and the forward code of a network alone."""
+    network = generic(Residual(NeuronConfig()))
+    names = [n for n, _ in network.named_modules()], [n for n, _ in network.named_parameters()]
+    snn = as_spiking(network, timesteps=2, algorithm="rate_m", in_chans=3, spec={})
+    assert snn is network and isinstance(snn, Residual)
+    assert ([n for n, _ in snn.named_modules()], [n for n, _ in snn.named_parameters()]) == names
