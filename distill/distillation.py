@@ -78,9 +78,9 @@ def make_student(config: StudentConfig, teacher: nn.Module, images: Tensor) -> S
             config.gates,
             input_size=tuple(images.shape[1:]),  # type: ignore[arg-type]
         )
-    return create_snn(
-        config.name, teacher.num_classes, config.timesteps, images.shape[1], config.neuron, config.algorithm
-    ).to(images.device)
+    classes: Any = teacher.num_classes
+    snn = create_snn(config.name, classes, config.timesteps, images.shape[1], config.neuron, config.algorithm)
+    return snn.to(images.device)
 
 
 def make_distiller(config: DistillConfig, teacher: nn.Module, images: Tensor) -> HybridDistiller:

@@ -78,7 +78,7 @@ def fit(
     first = _resume(accelerator, checkpoints, folder, stage) if resume else 0
     seconds, images = 0.0, 0
     for epoch in range(first, config.epochs):
-        loader.set_epoch(epoch)
+        loader.set_epoch(epoch)  # type: ignore[attr-defined]  # Accelerate's loader
         started = time.perf_counter()
         lr = scheduler.get_last_lr()[0]
         means, count = _train_epoch(accelerator, model, losses, loader, optimizer, scheduler, config, stage, epoch)

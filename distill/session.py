@@ -59,9 +59,9 @@ def start(config: RunConfig, resume: bool, config_text: str) -> Session:
         except ValueError as error:
             opened = [None, str(error)]
     broadcast_object_list(opened)
-    path, error = opened
-    if error is not None:
-        raise ValueError(error)
+    path, refusal = opened
+    if refusal is not None:
+        raise ValueError(refusal)
     folder = RunFolder(Path(path))
     if config.trackers:
         accelerator.project_configuration.set_directories(str(folder.path))

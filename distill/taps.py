@@ -144,7 +144,7 @@ def _fresh(activation: nn.Module | None) -> nn.Module | None:
         return None
     activation = copy.deepcopy(activation)
     if hasattr(activation, "inplace"):
-        activation.inplace = False
+        activation.inplace = False  # type: ignore[assignment]
     return activation
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import timm.data
 from torch import nn
@@ -50,7 +51,7 @@ def teacher_preprocessing(config: TeacherConfig) -> Preprocessing:
     if config.pretrained:
         ann = create_ann(config.name, kwargs=config.kwargs)  # without weights: only its data configuration is wanted
         known = timm.data.resolve_model_data_config(ann)
-    values = {}
+    values: dict[str, Any] = {}
     for name in ("input_size", "mean", "std", "interpolation", "crop_pct"):
         value = getattr(config, name)
         values[name] = known.get(name) if value is None else value

@@ -26,8 +26,8 @@ def create_ann(
         name: timm's name of it, with a tag if wanted, or ``hf_hub:owner/model``.
         num_classes: number of logits; None for timm's own.
         in_chans: channels of the images.
-        cifar_stem: replace the first convolution by a 3x3 one of stride 1 and drop the max pool behind it, the usual
-            stem for images of about 32x32 pixels.
+        cifar_stem: replace the first convolution, of stride 2, by a 3x3 one of stride 1 and drop the stem's max pool:
+            the usual stem for images of about 32x32 pixels.
         pretrained: load timm's weights (from the hub or its cache); not together with `cifar_stem`.
         kwargs: further arguments of the timm network, e.g. ``{"channels": [32, 64, 128, 256]}``.
 
@@ -49,32 +49,47 @@ def create_ann(
         raise ValueError(f"timm network {name!r} does not take these arguments: {error}") from error
     except (OSError, RuntimeError) as error:
         if not pretrained:
-            raise
+            raise ValueError(f"timm cannot make {name!r}: {error}") from error
         raise ValueError(f"the pretrained weights of {name!r} could not be loaded: {error}") from error
     if cifar_stem:
         _use_cifar_stem(ann, name)
-    ann.ann_spec = {
+    spec = {
         "name": name,
         "num_classes": ann.num_classes,
         "in_chans": in_chans,
         "cifar_stem": cifar_stem,
         "kwargs": {k: v for k, v in kwargs.items() if k != "num_classes"},
     }
+    ann.ann_spec = spec  # type: ignore[assignment]  # nn.Module takes attributes of any kind
     return ann
 
 
 def _use_cifar_stem(ann: nn.Module, name: str) -> None:
-    path = getattr(ann, "pretrained_cfg", {}).get("first_conv")
+    path = getattr(ann, "pretrained_cfg", {}).get("first_conv") or ""
     path = path[0] if isinstance(path, (tuple, list)) else path
     try:
-        conv = ann.get_submodule(path or "")
+        conv: nn.Module | None = ann.get_submodule(path)
     except AttributeError:
         conv = None
     if not isinstance(conv, nn.Conv2d):
         raise ValueError(f"cifar_stem: the first convolution of {name!r} could not be found")
-    parent, _, child = path.rpartition(".")
+    if conv.stride != (2, 2):
+        raise ValueError(
+            f"cifar_stem replaces a first convolution of stride 2; that of {name!r}, {path}, has stride {conv.stride}"
+        )
     stem = nn.Conv2d(conv.in_channels, conv.out_channels, 3, 1, padding=1, bias=conv.bias is not None)
     nn.init.kaiming_normal_(stem.weight, mode="fan_out", nonlinearity="relu")
-    setattr(ann.get_submodule(parent), child, stem)
-    if isinstance(getattr(ann, "maxpool", None), nn.Module):
-        ann.maxpool = nn.Identity()
+    _replace(ann, path, stem)
+    info: Any = getattr(ann, "feature_info", None) or []
+    first_stage = info[1]["module"] if len(info) > 1 else None
+    for child, module in ann.named_modules():  # the stem's pool stands between the first convolution and the stages
+        if child == first_stage:
+            break
+        if isinstance(module, nn.MaxPool2d):
+            _replace(ann, child, nn.Identity())
+            break
+
+
+def _replace(network: nn.Module, path: str, module: nn.Module) -> None:
+    parent, _, child = path.rpartition(".")
+    setattr(network.get_submodule(parent), child, module)

@@ -60,6 +60,7 @@ def load_snn(folder: str | os.PathLike[str]) -> SpikingNetwork:
         snn = _build(spec)
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise ValueError(f"{folder / CONFIG} does not describe a spiking network: {error!r}") from error
+    snn.to(_stored_type(folder / WEIGHTS))
     load_weights(snn, folder / WEIGHTS)
     if "extra" in spec:
         snn.spec["extra"] = spec["extra"]
@@ -94,15 +95,23 @@ def load_weights(network: nn.Module, path: str | os.PathLike[str]) -> None:
             tensor.copy_(state[name])
 
 
+def _stored_type(path: Path) -> torch.dtype:
+    """The type of the weights in a file: a network that was saved in float64 comes back in float64."""
+    try:
+        types = {tensor.dtype for tensor in load_file(path).values() if tensor.is_floating_point()}
+    except SafetensorError as error:
+        raise ValueError(f"{path} is not a safetensors file: {error}") from error
+    return types.pop() if len(types) == 1 else torch.get_default_dtype()
+
+
 def _build(spec: dict[str, Any]) -> SpikingNetwork:
     neuron = NeuronConfig(**spec["neuron"])
     if spec["kind"] == "network":
         names = ("name", "num_classes", "timesteps", "in_chans", "algorithm")
         return create_snn(**{name: spec[name] for name in names}, neuron=neuron)
     if spec["kind"] == "twin":
-        names = ("timesteps", "algorithm", "gates")
-        ann = create_ann(**spec["ann"])
-        return spiking_twin(ann, **{n: spec[n] for n in names}, neuron=neuron, input_size=tuple(spec["input_size"]))
+        twin = {name: spec[name] for name in ("timesteps", "algorithm", "gates")}
+        return spiking_twin(create_ann(**spec["ann"]), **twin, neuron=neuron, input_size=tuple(spec["input_size"]))
     raise ValueError(f"kind must be one of 'network', 'twin', found {spec['kind']!r}")
 
 
@@ -118,14 +127,20 @@ def _complete_spec(snn: SpikingNetwork) -> dict[str, Any]:
 
 def _check_rebuilds(snn: SpikingNetwork, spec: dict[str, Any]) -> None:
     with torch.random.fork_rng(devices=[]):  # building draws weights: the caller's stream of numbers stays as it is
-        rebuilt = _build(spec).state_dict()
-    own = snn.state_dict()
-    wrong = sorted(own.keys() ^ rebuilt.keys()) or [k for k in own if own[k].shape != rebuilt[k].shape]
+        rebuilt = _build(spec)
+    own, other = _anatomy(snn), _anatomy(rebuilt)
+    wrong = sorted(own.keys() ^ other.keys()) or [name for name in own if own[name] != other[name]]
     if wrong:
         raise ValueError(
             f"this network was changed by hand and could not be rebuilt from {spec.get('ann')}: {wrong[:3]} differ. "
             "Make the analogue network with models.create_ann, which remembers its arguments"
         )
+
+
+def _anatomy(network: nn.Module) -> dict[str, Any]:
+    """Every module by type and arguments, every parameter and buffer by shape."""
+    modules = {name or "the network": (type(m), m.extra_repr()) for name, m in network.named_modules()}
+    return modules | {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
 
 
 def _replace(path: Path, write: Any) -> None:

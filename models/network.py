@@ -100,7 +100,7 @@ def set_algorithm(snn: nn.Module, algorithm: str) -> nn.Module:
 
 def as_spiking(network: nn.Module, *, timesteps: int, algorithm: str, in_chans: int, spec: dict) -> SpikingNetwork:
     """Turns a network whose activations are neurons into a `SpikingNetwork`, in place."""
-    network.__class__ = _spiking_class(type(network))
+    network.__class__ = _spiking_class(type(network))  # type: ignore[arg-type]
     assert isinstance(network, SpikingNetwork)
     network._step_mode = "m"
     network.timesteps = timesteps

@@ -28,6 +28,9 @@ class SpikingNeuron(SimpleBaseNode):
     Takes a `SpikeTrain` (B, C, ...) or plain tensors as SpikingJelly's own nodes do; returns the same kind.
     """
 
+    v: Tensor | float
+    """The membrane that the last step on plain tensors left; 0.0 at rest."""
+
     def __init__(self, config: NeuronConfig | None = None) -> None:
         config = config or NeuronConfig()
         super().__init__(
@@ -48,7 +51,7 @@ class SpikingNeuron(SimpleBaseNode):
         currents = (
             [term.stream for term in x.terms],
             [term.steps for term in x.terms],
-            [term.norm and term.norm.scale_and_shift() for term in x.terms],
+            [None if term.norm is None else term.norm.scale_and_shift() for term in x.terms],
         )
         if x.kind == "plain":
             with torch.no_grad():
@@ -62,7 +65,7 @@ class SpikingNeuron(SimpleBaseNode):
 
     def _backpropagation_through_time(self, x: SpikeTrain) -> SpikeTrain:
         kept, self.v = self.v, 0.0  # the state of a caller who steps by hand is none of this pass's business
-        spikes = self.multi_step_forward(x.stream)
+        spikes = torch.stack([self._step(current) for current in x.stream])
         self.v = kept
         return x.derive(spikes.flatten(0, 1), x.timesteps)
 
@@ -73,6 +76,9 @@ class SpikingNeuron(SimpleBaseNode):
                 f"this neuron is called {self.calls_per_step} times a step and holds one membrane: "
                 "the network runs on whole images, but not step by step"
             )
+        return self._step(x)
+
+    def _step(self, x: Tensor) -> Tensor:
         dtype = torch.promote_types(x.dtype, torch.float32)
         return super().single_step_forward(x.to(dtype)).to(x.dtype)
 
@@ -82,12 +88,14 @@ class SpikingNeuron(SimpleBaseNode):
 
     def extra_repr(self) -> str:
         c = self.config
-        return f"leak={c.leak}, threshold={c.threshold}, reset={c.reset}, step_mode={self.step_mode}"
+        reset = f"{c.reset}, detached" if c.detach_reset else c.reset
+        return f"leak={c.leak}, threshold={c.threshold}, reset={reset}, alpha={c.alpha}"
 
 
 def _rate_inputs(term: Term) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    norm = term.norm
-    return term.rate_before_norm(), norm and norm.weight, norm and norm.bias
+    if term.norm is None:
+        return term.rate_before_norm(), None, None
+    return term.rate_before_norm(), term.norm.weight, term.norm.bias
 
 
 class _FireRate(Function):

@@ -93,6 +93,8 @@ def batch_norm(
         return _batch_norm_with_graph(x, running_mean, running_var, weight, bias, training, momentum, eps)
     term, value = x.single(), None
     if training:
+        if _count(x) == 1:
+            raise ValueError(f"batch norm in training takes more than 1 value per channel, found {tuple(x.shape)}")
         mean, var, value = moments_and_mean(term.stream, term.steps)
         if running_mean is not None:
             update_running(running_mean, running_var, mean, var, momentum, _count(x))
@@ -135,10 +137,9 @@ def _max_pool(function: Callable) -> Callable:
     return rule
 
 
-for _function in (F.max_pool1d, F.max_pool2d, F.max_pool3d):
-    rate_rule(_function)(_max_pool(_function))
-for _function in (F.adaptive_max_pool1d, F.adaptive_max_pool2d, F.adaptive_max_pool3d):
-    rate_rule(_function)(_max_pool(_function))
+_POOLS: tuple[Callable, ...] = (F.max_pool1d, F.max_pool2d, F.max_pool3d)
+for _pool in (*_POOLS, F.adaptive_max_pool1d, F.adaptive_max_pool2d, F.adaptive_max_pool3d):
+    rate_rule(_pool)(_max_pool(_pool))  # type: ignore[arg-type]  # mypy knows no common type of overloads
 
 
 def _affine_function(*functions: Any) -> None:
@@ -162,7 +163,7 @@ def pad(x, pad, mode="constant", value=None):
 # -- sums and products --------------------------------------------------------------------------------
 
 
-@rate_rule(torch.add, torch.Tensor.add, torch.Tensor.add_, torch.Tensor.__add__, torch.Tensor.__radd__)
+@rate_rule(torch.add, torch.Tensor.add, torch.Tensor.__add__, torch.Tensor.__radd__)
 def add(x, other, *, alpha=1):
     """Sums stay pending; a plain tensor or number is the same at each step."""
     if alpha != 1:
@@ -186,7 +187,7 @@ def neg(x):
     return mul(x, -1)
 
 
-@rate_rule(torch.mul, torch.Tensor.mul, torch.Tensor.mul_, torch.Tensor.__mul__, torch.Tensor.__rmul__)
+@rate_rule(torch.mul, torch.Tensor.mul, torch.Tensor.__mul__, torch.Tensor.__rmul__)
 def mul(x, other):
     """Products with what is the same at each step: a number, a parameter, a mask, a constant train."""
     if not isinstance(x, SpikeTrain):
@@ -198,18 +199,34 @@ def mul(x, other):
     return _elementwise(torch.mul, x, other)
 
 
-@rate_rule(torch.div, torch.Tensor.div, torch.Tensor.div_, torch.Tensor.__truediv__, torch.true_divide)
+@rate_rule(torch.div, torch.Tensor.div, torch.Tensor.__truediv__, torch.true_divide)
 def div(x, other):
     if isinstance(other, SpikeTrain):
         raise UnsupportedOperationError("no rule for the division by a spike train")
     return mul(x, 1 / other)
 
 
+def _in_place(function: Any, rule: Callable) -> None:
+    """The rule of an in-place method: the train is changed for all who hold it, as a tensor would be."""
+
+    @rate_rule(function)
+    def changed(x, *args, **kwargs):
+        result = rule(x, *args, **kwargs)
+        x.terms, x._rate = result.terms, result._rate
+        return x
+
+
+for _method, _rule in (("add_", add), ("sub_", sub), ("mul_", mul), ("div_", div)):
+    _in_place(getattr(torch.Tensor, _method), _rule)
+for _method, _rule in (("__iadd__", add), ("__isub__", sub), ("__imul__", mul), ("__itruediv__", div)):
+    _in_place(getattr(torch.Tensor, _method), _rule)
+
+
 def _constant_like(x: SpikeTrain, value: Tensor | float) -> SpikeTrain:
     """A tensor or number that broadcasts against (B, C, ...), as a constant train of the same pass."""
-    tensor = torch.as_tensor(value, device=x.device)
-    if tensor.ndim == 0:
-        tensor = tensor.to(x.dtype)
+    if not isinstance(value, Tensor):
+        value = torch.as_tensor(value, dtype=x.dtype, device=x.device)
+    tensor = value.to(x.dtype) if value.ndim == 0 else value
     tensor = tensor.reshape((1,) * (x.ndim - tensor.ndim) + tuple(tensor.shape))
     return SpikeTrain.constant(tensor, x.timesteps, x.kind)
 
@@ -234,8 +251,8 @@ def _dropout(function: Callable, mask_shape: Callable[[torch.Size], tuple[int, .
 
 
 _dropout(F.dropout, lambda shape: tuple(shape))
-for _function in (F.dropout1d, F.dropout2d, F.dropout3d):
-    _dropout(_function, lambda shape: (*shape[:2], *[1] * (len(shape) - 2)))
+for _channelwise in (F.dropout1d, F.dropout2d, F.dropout3d):
+    _dropout(_channelwise, lambda shape: (*shape[:2], *[1] * (len(shape) - 2)))
 
 
 # -- shapes: the batch axis stays the first -----------------------------------------------------------
@@ -312,7 +329,9 @@ def squeeze(x, dim=None):
 @rate_rule(torch.Tensor.__getitem__)
 def getitem(x, index):
     index = index if isinstance(index, tuple) else (index,)
-    if not (index[0] is Ellipsis or (isinstance(index[0], slice) and index[0] == slice(None))):
+    axes = sum(part is not None and part is not Ellipsis for part in index)
+    whole_batch = axes < x.ndim if index[0] is Ellipsis else isinstance(index[0], slice) and index[0] == slice(None)
+    if not whole_batch:
         raise UnsupportedOperationError("no rule for indexing the batch axis of a spike train")
     return affine(x, lambda v: v[index])
 
@@ -329,18 +348,21 @@ def cat(trains, dim=0):
     return first.derive(stream, steps, rate=rate)
 
 
-def _pieces(*functions: Any) -> None:
-    for function in functions:
+def _pieces(name: str, size_name: str) -> None:
+    function = getattr(torch, name)
 
-        @rate_rule(function)
-        def rule(x, size, dim=0, _f=function):
-            _axis_check(x, _f.__name__, dim)
-            rates = _f(x.rate, size, dim) if x.kind == "rate" else None
-            streams = x.on_streams(lambda folded: _f(folded, size, dim), x.folded)
-            return tuple(x.derive(s, x.steps, rate=rates and rates[i]) for i, s in enumerate(streams))
+    @rate_rule(function, getattr(torch.Tensor, name))
+    def rule(x, *args, dim=0, **kwargs):
+        size = kwargs[size_name] if size_name in kwargs else args[0]
+        dim = args[1] if len(args) > 1 else dim
+        _axis_check(x, name, dim)
+        rates = function(x.rate, size, dim) if x.kind == "rate" else None
+        streams = x.on_streams(lambda folded: function(folded, size, dim), x.folded)
+        return tuple(x.derive(s, x.steps, rate=rates and rates[i]) for i, s in enumerate(streams))
 
 
-_pieces(torch.chunk, torch.Tensor.chunk, torch.split, torch.Tensor.split)
+_pieces("chunk", "chunks")
+_pieces("split", "split_size")
 
 
 @rate_rule(torch.Tensor.contiguous)

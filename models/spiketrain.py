@@ -236,28 +236,30 @@ class SpikeTrain:
             raise UnsupportedOperationError(f"no rule for Tensor.{name} on a spike train")
         return functools.partial(rule, self)
 
-    def __add__(self, other):
-        return RULES[torch.add](self, other)
-
-    # timm writes `x += shortcut`: a new train is bound to x, and nobody else's is changed
-    __radd__ = __iadd__ = __add__
-
-    def __sub__(self, other):
-        return RULES[torch.sub](self, other)
-
     def __rsub__(self, other):
         return RULES[torch.sub](other, self)
 
-    def __mul__(self, other):
-        return RULES[torch.mul](self, other)
 
-    __rmul__ = __imul__ = __mul__
+def _operator(name: str) -> Callable:
+    """Python looks operators up on the class: each goes to the rule of the tensor's operator, or is refused."""
 
-    def __truediv__(self, other):
-        return RULES[torch.div](self, other)
+    def call(self: SpikeTrain, *args: Any) -> Any:
+        rule = RULES.get(getattr(torch.Tensor, name))
+        if rule is None:
+            raise UnsupportedOperationError(f"no rule for Tensor.{name} on a spike train")
+        return rule(self, *args)
 
-    def __getitem__(self, index):
-        return RULES[torch.Tensor.__getitem__](self, index)
+    return call
+
+
+for _operator_name in (
+    *("__add__", "__radd__", "__iadd__", "__sub__", "__isub__", "__mul__", "__rmul__", "__imul__", "__truediv__"),
+    *("__itruediv__", "__rtruediv__", "__neg__", "__getitem__", "__setitem__", "__pow__", "__rpow__", "__matmul__"),
+    *("__rmatmul__", "__lt__", "__le__", "__gt__", "__ge__", "__eq__", "__ne__", "__floordiv__", "__mod__"),
+    *("__abs__", "__bool__", "__float__", "__int__"),
+):
+    setattr(SpikeTrain, _operator_name, _operator(_operator_name))
+SpikeTrain.__hash__ = object.__hash__  # type: ignore[method-assign]  # __eq__ is refused, identity still counts
 
 
 def _name(func: Any) -> str:

@@ -16,6 +16,7 @@ import timm.layers.activations_me as timm_activations_me
 import torch
 from torch import Tensor, nn
 
+from models.ann import create_ann
 from models.dynamics import NeuronConfig
 from models.kernels import uncompiled
 from models.network import SpikingNetwork, as_spiking, check_timesteps
@@ -51,7 +52,7 @@ class OnRate(nn.Module):
         super().__init__()
         self.activation = activation
         if hasattr(activation, "inplace"):
-            activation.inplace = False  # the rate belongs to the layer before, too
+            activation.inplace = False  # type: ignore[assignment]  # the rate belongs to the layer before, too
 
     def forward(self, x: SpikeTrain | Tensor) -> SpikeTrain | Tensor:
         return constant_of_rate(x, self.activation) if isinstance(x, SpikeTrain) else self.activation(x)
@@ -87,15 +88,14 @@ def spiking_twin(
     _check_choice("gates", gates, ("refuse", "keep"))
     check_timesteps(timesteps)
     neuron = neuron or NeuronConfig()
-    twin = copy.deepcopy(ann)
+    ann_spec = getattr(ann, "ann_spec", None)
+    twin = _fresh_copy(ann, ann_spec) if init == "scratch" else copy.deepcopy(ann)
+    twin.__dict__.pop("ann_spec", None)
     input_size = input_size or _input_size(ann)
-    ann_spec = twin.__dict__.pop("ann_spec", None)
     twin.zero_grad(set_to_none=True)
     for parameter in twin.parameters():
         parameter.requires_grad_(True)  # a frozen teacher has a trainable twin
     _replace_activations(twin, neuron, gates)
-    if init == "scratch":
-        _reinitialise(twin)
     spec = {
         "kind": "twin",
         "ann": ann_spec,
@@ -124,33 +124,45 @@ def _input_size(ann: nn.Module) -> tuple[int, int, int]:
 
 def _replace_activations(network: nn.Module, neuron: NeuronConfig, gates: str) -> None:
     """One traversal: every activation becomes a neuron, but for those of a gate."""
-    gated = {name.rpartition(".")[0]: name for name, m in network.named_modules() if isinstance(m, GATES)}
-    if gated and gates == "refuse":
-        names = sorted(gated.values())
+    names = sorted(name for name, m in network.named_modules() if isinstance(m, GATES))
+    if names and gates == "refuse":
         shown = ", ".join(repr(name) for name in names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
         raise ValueError(
             f"{type(network).__name__} has gates, which do not spike: {shown}. "
             'gates="keep" leaves them analogue, computed on the firing rate'
         )
+    parents = {name.rpartition(".")[0] for name in names}
+    gate_modules = [p for p in parents if p and _computes_only_a_gate(network.get_submodule(p))]
     replaced = 0
-    for name, module in list(network.named_modules()):
+    for name, module in list(network.named_modules(remove_duplicate=False)):
         if not isinstance(module, ACTIVATIONS + GATES):
             continue
         parent, _, child = name.rpartition(".")
-        # an activation beside a gate, or anywhere below the gate's module, is part of how the gate is computed
-        analogue = isinstance(module, GATES) or any(parent == g or parent.startswith(f"{g}.") for g in gated if g)
+        analogue = isinstance(module, GATES) or any(parent == g or parent.startswith(f"{g}.") for g in gate_modules)
         setattr(network.get_submodule(parent), child, OnRate(module) if analogue else SpikingNeuron(neuron))
         replaced += not analogue
     if replaced == 0:
         raise ValueError(f"{type(network).__name__} has no activation module that could become a neuron")
 
 
-def _reinitialise(network: nn.Module) -> None:
+def _computes_only_a_gate(module: nn.Module) -> bool:
+    """Whether the activations in a gate's module belong to the gate (squeeze-and-excitation: layers without pixels),
+    or to a block that has a gate among its convolutions: those become neurons."""
+    return all(set(m.kernel_size) == {1} for m in module.modules() if isinstance(m, (nn.Conv2d, nn.Conv3d)))
+
+
+def _fresh_copy(ann: nn.Module, ann_spec: dict | None) -> nn.Module:
+    """The same network with weights drawn anew: made again where it is known how, else layer by layer."""
+    parameter = next(ann.parameters())
+    if ann_spec is not None:
+        return create_ann(**ann_spec).to(parameter.device, parameter.dtype)
+    network = copy.deepcopy(ann)
     for module in network.modules():
         if callable(reset := getattr(module, "reset_parameters", None)):
             reset()
     if callable(initialise := getattr(network, "init_weights", None)):
         initialise()
+    return network
 
 
 @torch.no_grad()
