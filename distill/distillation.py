@@ -20,7 +20,7 @@ from distill.report import model_card, rate_warnings, table, versions
 from distill.runs import replace_text
 from distill.session import Session
 from distill.teacher_training import train_teacher
-from distill.teachers import build_teacher, has_weights, teacher_preprocessing
+from distill.teachers import build_teacher, check_classes, has_weights, teacher_preprocessing
 from models import SpikingNetwork, create_snn, save_snn, spiking_twin
 
 log = logging.getLogger(__name__)
@@ -92,7 +92,9 @@ def make_distiller(config: DistillConfig, teacher: nn.Module, images: Tensor) ->
 def _teacher(config: DistillConfig, session: Session, data: Splits, resume: bool) -> nn.Module:
     accelerator = session.accelerator
     if has_weights(config.teacher):
-        return build_teacher(config.teacher, len(data.classes)).to(accelerator.device).eval()
+        teacher = build_teacher(config.teacher, len(data.classes))
+        check_classes(config.teacher, teacher, len(data.classes))
+        return teacher.to(accelerator.device).eval()
     log.info("the teacher comes without weights: it is trained first")
     train, workers = config.teacher_train, config.data.workers
     loader = accelerator.prepare(eval_loader(data.eval, train.batch_size, workers=workers))

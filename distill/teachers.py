@@ -41,6 +41,20 @@ def build_teacher(config: TeacherConfig, num_classes: int, weights: str | Path |
     return teacher
 
 
+def check_classes(config: TeacherConfig, teacher: nn.Module, num_classes: int) -> None:
+    """timm gives pretrained weights a fresh classifier where the number of classes differs: no teacher for anyone.
+
+    Raises:
+        ValueError: if the pretrained weights know another number of classes than the data.
+    """
+    known: Any = teacher.pretrained_cfg
+    if config.pretrained and known.get("num_classes") not in (None, num_classes):
+        raise ValueError(
+            f"the weights of {config.name!r} know {known['num_classes']} classes, the data has {num_classes}: "
+            "fine-tune the teacher with scripts/train_teacher.py and give its folder as teacher.weights"
+        )
+
+
 def teacher_preprocessing(config: TeacherConfig) -> Preprocessing:
     """The images that the teacher expects: as its pretrained weights came with, where the configuration is silent.
 

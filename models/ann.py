@@ -36,7 +36,8 @@ def create_ann(
             cannot be replaced, or weights that could not be loaded.
     """
     kwargs = dict(kwargs or {})
-    if not name.startswith(("hf_hub:", "hf-hub:", "local-dir:")) and not timm.is_model(name):
+    from_hub = name.startswith(("hf_hub:", "hf-hub:", "local-dir:"))
+    if not from_hub and not timm.is_model(name):
         close = difflib.get_close_matches(name, timm.list_models(), n=3)
         raise ValueError(f"timm knows no network {name!r}" + (f"; close to it: {close}" if close else ""))
     if pretrained and cifar_stem:
@@ -54,7 +55,8 @@ def create_ann(
     if cifar_stem:
         _use_cifar_stem(ann, name)
     spec = {
-        "name": name,
+        # what was made of a hub's name is rebuilt without the hub
+        "name": vars(ann)["pretrained_cfg"]["architecture"] if from_hub else name,
         "num_classes": ann.num_classes,
         "in_chans": in_chans,
         "cifar_stem": cifar_stem,

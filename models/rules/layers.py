@@ -1,0 +1,122 @@
+"""Rules of layers: convolutions, linear layers, batch norm, pooling, padding."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+
+from models.kernels import moments_and_mean
+from models.linear_rate import ConvRate, LinearRate, WithValue
+from models.normalization import Norm, update_running
+from models.rules.base import affine, affine_function, rate_rule
+from models.spiketrain import SpikeTrain, Term, UnsupportedOperationError
+
+
+def _convolution(function: Callable, spatial: int) -> None:
+    @rate_rule(function)
+    def rule(x, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
+        stride, dilation = _ints(stride, spatial), _ints(dilation, spatial)
+        x, padding = _explicit_padding(x, weight, padding, dilation, spatial)
+        geometry = (stride, padding, dilation, groups)
+        stream = x.on_streams(lambda folded: function(folded, weight, bias, *geometry), x.folded)
+        rate = x.rate if x.kind == "rate" else None
+        return x.derive(stream, x.steps, link=lambda value: ConvRate.apply(rate, weight, bias, value, geometry))
+
+
+def _explicit_padding(x, weight, padding, dilation, spatial) -> tuple[SpikeTrain, list[int]]:
+    """ "same" and "valid" in numbers; where "same" is lopsided, the train is padded first, as PyTorch does."""
+    if padding == "valid":
+        return x, [0] * spatial
+    if padding != "same":
+        return x, _ints(padding, spatial)
+    total = [d * (k - 1) for d, k in zip(dilation, weight.shape[2:], strict=True)]
+    if all(t % 2 == 0 for t in total):
+        return x, [t // 2 for t in total]
+    pad = [side for t in reversed(total) for side in (t // 2, t - t // 2)]
+    return affine(x, lambda v: F.pad(v, pad)), [0] * spatial
+
+
+def _ints(value: int | Sequence[int], count: int) -> list[int]:
+    values = [value] * count if isinstance(value, int) else list(value)
+    return values * count if len(values) == 1 else values
+
+
+for _function, _spatial in ((F.conv1d, 1), (F.conv2d, 2), (F.conv3d, 3)):
+    _convolution(_function, _spatial)
+
+
+@rate_rule(F.linear)
+def linear(x, weight, bias=None):
+    stream = x.on_streams(lambda folded: F.linear(folded, weight, bias), x.folded)
+    rate = x.rate if x.kind == "rate" else None
+    return x.derive(stream, x.steps, link=lambda value: LinearRate.apply(rate, weight, bias, value))
+
+
+@rate_rule(F.batch_norm)
+def batch_norm(
+    x, running_mean, running_var, weight=None, bias=None, training=False, momentum=0.1, eps=1e-5
+) -> SpikeTrain:
+    """rate_M: the statistics of all steps together; the affine map itself stays pending."""
+    if x.kind == "graph":
+        return _batch_norm_with_graph(x, running_mean, running_var, weight, bias, training, momentum, eps)
+    term, value = x.single(), None
+    if training:
+        if _count(x) == 1:
+            raise ValueError(f"batch norm in training takes more than 1 value per channel, found {tuple(x.shape)}")
+        mean, var, value = moments_and_mean(term.stream, term.steps)
+        if running_mean is not None:
+            update_running(running_mean, running_var, mean, var, momentum, _count(x))
+    else:
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        mean, var = running_mean.to(dtype, copy=True), running_var.to(dtype)
+    norm = Norm(mean, torch.rsqrt(var + eps), weight, bias, of_batch=training)
+    rate = term.rate_before_norm(value) if x.kind == "rate" else None
+    return SpikeTrain([Term(term.stream, term.steps, norm=norm, _rate=rate)], x.timesteps, x.kind)
+
+
+def _batch_norm_with_graph(x, running_mean, running_var, weight, bias, training, momentum, eps) -> SpikeTrain:
+    folded = x.folded
+    if not training or running_mean is None:
+        return x.derive(F.batch_norm(folded, running_mean, running_var, weight, bias, training, 0.0, eps), x.steps)
+    mean, var = torch.zeros_like(running_mean), torch.zeros_like(running_var)
+    stream = F.batch_norm(folded, mean, var, weight, bias, True, 1.0, eps)  # leaves this batch's moments in both
+    stored = folded.numel() // folded.shape[1]
+    update_running(running_mean, running_var, mean, var * ((stored - 1) / stored), momentum, _count(x))
+    return x.derive(stream, x.steps)
+
+
+def _count(x: SpikeTrain) -> int:
+    """How many numbers a channel has over all T steps."""
+    return x.timesteps * math.prod(x.shape) // x.shape[1]
+
+
+def _max_pool(function: Callable) -> Callable:
+    def rule(x, *args, **kwargs):
+        """Each step's spikes are pooled; the gradient goes through the argmax of the rate."""
+        if kwargs.get("return_indices"):
+            raise UnsupportedOperationError("no rule for max pooling with return_indices=True on a spike train")
+        stream = x.on_streams(lambda folded: function(folded, *args, **kwargs), x.folded)
+        rate = x.rate if x.kind == "rate" else None
+        return x.derive(stream, x.steps, link=lambda value: WithValue.apply(function(rate, *args, **kwargs), value))
+
+    return rule
+
+
+_POOLS: tuple[Callable, ...] = (F.max_pool1d, F.max_pool2d, F.max_pool3d)
+for _pool in (*_POOLS, F.adaptive_max_pool1d, F.adaptive_max_pool2d, F.adaptive_max_pool3d):
+    rate_rule(_pool)(_max_pool(_pool))  # type: ignore[arg-type]  # mypy knows no common type of overloads
+
+
+affine_function(F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)
+affine_function(F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d)
+affine_function(F.interpolate, F.pixel_shuffle, F.pixel_unshuffle)
+
+
+@rate_rule(F.pad, torch._C._nn.pad)
+def pad(x, pad, mode="constant", value=None):
+    if len(pad) // 2 >= x.ndim:
+        raise UnsupportedOperationError("no rule for padding of the batch axis on a spike train")
+    return affine(x, lambda v: F.pad(v, pad, mode, value))
