@@ -109,14 +109,18 @@ def _probe_images(data: Splits, device: torch.device) -> Tensor:
 
 def _summary(config: DistillConfig, session: Session, loader: Any, result: FitResult) -> dict[str, Any]:
     accelerator = session.accelerator
-    accuracy = top1(accelerator, loader, lambda images: by_name(result.model(images)))
+    accuracy = result.evaluation or top1(accelerator, loader, lambda images: by_name(result.model(images)))
     student = accelerator.unwrap_model(result.model).student
+    others = [steps for steps in config.eval_timesteps if steps != student.timesteps]
+    by_timesteps = top1_by_timesteps(accelerator, loader, student, others) | {
+        student.timesteps: accuracy["student_top1"]
+    }
     rates = firing_rates(accelerator, loader, student)
     prefix = "hybrid_top1/"
     return {
         "teacher_top1": accuracy["teacher_top1"],
         "student_top1": accuracy["student_top1"],
-        "student_top1_by_timesteps": top1_by_timesteps(accelerator, loader, student, config.eval_timesteps),
+        "student_top1_by_timesteps": dict(sorted(by_timesteps.items())),
         "hybrid_top1": {name.removeprefix(prefix): v for name, v in accuracy.items() if name.startswith(prefix)},
         "timesteps": student.timesteps,
         "parameters": sum(p.numel() for p in student.parameters()),

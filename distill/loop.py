@@ -37,7 +37,9 @@ class FitResult:
     """What training cost: seconds of training steps, and images per second, all processes together."""
 
     model: nn.Module
-    """The wrapped model, still prepared."""
+    """The wrapped model, still prepared, in evaluation mode."""
+    evaluation: Mapping[str, float] | None
+    """What `evaluate` said after the last epoch; None where a resumed training had no epoch left."""
     seconds: float
     images_per_second: float
 
@@ -76,7 +78,7 @@ def fit(
     scheduler = accelerator.prepare(LambdaLR(optimizer.optimizer, factor))
     checkpoints = Checkpoints(folder, stage)
     first = _resume(accelerator, checkpoints, folder, stage) if resume else 0
-    seconds, images = 0.0, 0
+    seconds, images, evaluation = 0.0, 0, None
     for epoch in range(first, config.epochs):
         loader.set_epoch(epoch)  # type: ignore[attr-defined]  # Accelerate's loader
         started = time.perf_counter()
@@ -84,14 +86,14 @@ def fit(
         means, count = _train_epoch(accelerator, model, losses, loader, optimizer, scheduler, config, stage, epoch)
         elapsed = time.perf_counter() - started
         seconds, images = seconds + elapsed, images + count
-        model.eval()
+        evaluation = evaluate(model.eval())
         metrics = {
             "stage": stage,
             "epoch": epoch + 1,
             "steps": (epoch + 1) * steps_per_epoch,
             "lr": lr,
             **{f"loss/{name}": value for name, value in means.items()},
-            **evaluate(model),
+            **evaluation,
             "images_per_second": count / elapsed,
         }
         if accelerator.is_main_process:
@@ -105,7 +107,7 @@ def fit(
             accelerator.wait_for_everyone,
         )
     model.eval()
-    return FitResult(model, seconds, images / seconds if seconds else 0.0)
+    return FitResult(model, evaluation, seconds, images / seconds if seconds else 0.0)
 
 
 def _train_epoch(
