@@ -9,18 +9,19 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar, get_type_hints
 
 import yaml
 from jsonargparse import ArgumentParser, set_parsing_settings
 
+from distill.loop import NonFiniteLossError
 from models import UnsupportedOperationError
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
 C = TypeVar("C")
 
-USER_ERRORS = (ValueError, FileNotFoundError, UnsupportedOperationError)
+USER_ERRORS = (ValueError, OSError, UnsupportedOperationError, NonFiniteLossError)
 """What a user's mistake raises; shown without the traceback unless SPIKESWAP_TRACEBACK is set."""
 
 
@@ -29,6 +30,7 @@ class _Parser(ArgumentParser):
         """One line instead of the usage of all options, with the keys that are close to an unknown one."""
         known = [option.removeprefix("--") for action in self._actions for option in action.option_strings]
         unknown = [word.lstrip("-").partition("=")[0] for word in re.findall(r"--[\w.]+", message)]
+        unknown += re.findall(r"[Oo]ption '([\w.]+)' is not accepted", message)
         group = re.search(r"[Gg]roup '([\w.]+)' does not accept (?:option|nested key) '([\w.]+)'", message)
         unknown += [f"{group[1]}.{group[2]}"] if group else re.findall(r"[Kk]ey ['\"]([\w.]+)['\"] is not", message)
         for key in unknown:
@@ -36,8 +38,8 @@ class _Parser(ArgumentParser):
                 parent = key.rpartition(".")[0]
                 siblings = [k for k in known if k.rpartition(".")[0] == parent and "." in k] or known
                 close = difflib.get_close_matches(key, known, n=3) or siblings
-                message += f"\n  {key!r} is unknown; allowed: {', '.join(close)}"
-        print(f"{self.prog}: error: {message.strip()}", file=sys.stderr)
+                message += f" - {key!r} is unknown; allowed: {', '.join(close)}"
+        print(f"{self.prog}: error: {' '.join(message.split())}", file=sys.stderr)
         sys.exit(2)
 
 
@@ -63,14 +65,28 @@ def parse(config_class: type[C], argv: Sequence[str] | None, default_recipe: Pat
         argv = ["--config", str(default_recipe), *argv]
     namespace = parser.parse_args(argv)
     try:
-        made = parser.instantiate(namespace)
+        config = _build(config_class, namespace)
     except ValueError as error:
         parser.error(str(error))
-    values = {field.name: getattr(made, field.name) for field in dataclasses.fields(config_class)}  # type: ignore[arg-type]
-    plain = yaml.safe_load(parser.dump(namespace, skip_none=False))
+    plain = yaml.safe_load(parser.dump(namespace, skip_unset=False))
     plain.pop("resume")
     plain.pop("config", None)
-    return config_class(**values), namespace.resume, yaml.safe_dump(plain, sort_keys=False)
+    return config, namespace.resume, yaml.safe_dump(plain, sort_keys=False)
+
+
+def _build(config_class: type[C], namespace: Any, prefix: str = "") -> C:
+    """The dataclass of a parsed namespace; an error names the field with the groups that it is in."""
+    hints, values = get_type_hints(config_class), {}
+    for field in dataclasses.fields(config_class):  # type: ignore[arg-type]
+        value = getattr(namespace, field.name)
+        kind = hints[field.name]
+        if dataclasses.is_dataclass(kind):
+            value = _build(kind, value, f"{prefix}{field.name}.")  # type: ignore[arg-type]
+        values[field.name] = value
+    try:
+        return config_class(**values)
+    except ValueError as error:
+        raise ValueError(f"{prefix}{error}") from None
 
 
 def run(main: Callable[[], None]) -> None:

@@ -32,9 +32,9 @@ class RunConfig:
     """CPU threads of each process, when training on the CPU; None: all cores, shared by the processes."""
 
     def __post_init__(self) -> None:
-        _check(self.seed >= 0, "run.seed", self.seed, "at least 0")
-        _check(self.threads is None or self.threads >= 1, "run.threads", self.threads, "at least 1, or none")
-        _check(bool(self.name) and "/" not in self.name, "run.name", self.name, "a folder's name without '/'")
+        _check(self.seed >= 0, "seed", self.seed, "at least 0")
+        _check(self.threads is None or self.threads >= 1, "threads", self.threads, "at least 1, or none")
+        _check(bool(self.name) and "/" not in self.name, "name", self.name, "a folder's name without '/'")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,18 +63,18 @@ class TeacherConfig:
     """Share of the image that the centre crop of evaluation keeps; None: see interpolation, else 1."""
 
     def __post_init__(self) -> None:
-        _check(not (self.pretrained and self.weights), "teacher.weights", self.weights, "none with teacher.pretrained")
+        _check(not (self.pretrained and self.weights), "weights", self.weights, "none with pretrained")
         if self.input_size is not None:
             good = len(self.input_size) == 3 and min(self.input_size) > 0
-            _check(good, "teacher.input_size", self.input_size, "[channels, height, width], each above 0")
+            _check(good, "input_size", self.input_size, "[channels, height, width], each above 0")
         for name, values in (("mean", self.mean), ("std", self.std)):
             if values is not None and self.input_size is not None:
                 channels = self.input_size[0]
-                _check(len(values) == channels, f"teacher.{name}", values, f"{channels} numbers, one a channel")
+                _check(len(values) == channels, name, values, f"{channels} numbers, one a channel")
         if self.std is not None:
-            _check(min(self.std) > 0, "teacher.std", self.std, "above 0")
+            _check(min(self.std) > 0, "std", self.std, "above 0")
         if self.crop_pct is not None:
-            _check(0 < self.crop_pct <= 1, "teacher.crop_pct", self.crop_pct, "in (0, 1]")
+            _check(0 < self.crop_pct <= 1, "crop_pct", self.crop_pct, "in (0, 1]")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,10 +97,10 @@ class StudentConfig:
     def __post_init__(self) -> None:
         from models import ALGORITHMS, list_snns
 
-        _check(self.timesteps >= 1, "student.timesteps", self.timesteps, "at least 1")
-        _check(self.algorithm in ALGORITHMS, "student.algorithm", self.algorithm, f"one of {ALGORITHMS}")
+        _check(self.timesteps >= 1, "timesteps", self.timesteps, "at least 1")
+        _check(self.algorithm in ALGORITHMS, "algorithm", self.algorithm, f"one of {ALGORITHMS}")
         names = ["twin", *list_snns()]
-        _check(self.name in names, "student.name", self.name, f"one of {names}")
+        _check(self.name in names, "name", self.name, f"one of {names}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,8 +120,8 @@ class LossConfig:
 
     def __post_init__(self) -> None:
         for name in ("student_ce", "student_kd", "hybrid_ce", "hybrid_kd"):
-            _check(getattr(self, name) >= 0, f"loss.{name}", getattr(self, name), "at least 0")
-        _check(self.temperature > 0, "loss.temperature", self.temperature, "above 0")
+            _check(getattr(self, name) >= 0, name, getattr(self, name), "at least 0")
+        _check(self.temperature > 0, "temperature", self.temperature, "above 0")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,12 +155,12 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "accumulate"):
-            _check(getattr(self, name) >= 1, f"train.{name}", getattr(self, name), "at least 1")
+            _check(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
         for name in ("min_lr", "momentum", "weight_decay", "warmup_steps"):
-            _check(getattr(self, name) >= 0, f"train.{name}", getattr(self, name), "at least 0")
-        _check(self.lr > 0, "train.lr", self.lr, "above 0")
-        _check(self.clip is None or self.clip > 0, "train.clip", self.clip, "above 0, or none")
-        _check(0 <= self.label_smoothing < 1, "train.label_smoothing", self.label_smoothing, "in [0, 1)")
+            _check(getattr(self, name) >= 0, name, getattr(self, name), "at least 0")
+        _check(self.lr > 0, "lr", self.lr, "above 0")
+        _check(self.clip is None or self.clip > 0, "clip", self.clip, "above 0, or none")
+        _check(0 <= self.label_smoothing < 1, "label_smoothing", self.label_smoothing, "in [0, 1)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,6 +179,8 @@ class DistillConfig:
     """The spiking network that learns."""
     taps: list[str] | None = None
     """Teacher modules at which blocks are swapped; None: its feature_info without stem and last entry."""
+    student_taps: dict[str, str] | None = None
+    """The student's module of a tap where it has another name, e.g. {stages.0: layer1}; None: the same names."""
     loss: LossConfig = field(default_factory=LossConfig)
     """Weights of the parts of the loss."""
     train: TrainConfig = field(default_factory=TrainConfig)

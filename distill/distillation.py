@@ -10,18 +10,18 @@ import torch
 from accelerate.utils import set_seed
 from torch import Tensor, nn
 
-from distill.config import DistillConfig, StudentConfig
+from distill.config import DistillConfig, StudentConfig, TrainConfig
 from distill.data import Preprocessing, Splits, eval_loader, load_data, train_loader
 from distill.evaluation import by_name, firing_rates, top1, top1_by_timesteps
 from distill.hybrid import HybridDistiller
-from distill.loop import FitResult, fit
+from distill.loop import FitResult, fit, make_optimizer
 from distill.losses import distillation_losses
 from distill.report import model_card, rate_warnings, table, versions
 from distill.runs import replace_text
 from distill.session import Session
 from distill.teacher_training import train_teacher
 from distill.teachers import build_teacher, check_classes, has_weights, teacher_preprocessing
-from models import SpikingNetwork, create_snn, save_snn, spiking_twin
+from models import SpikingNetwork, check_saveable, create_snn, save_snn, spiking_twin
 
 log = logging.getLogger(__name__)
 
@@ -37,9 +37,19 @@ def run(config: DistillConfig, session: Session, resume: bool) -> dict[str, Any]
     preprocessing = teacher_preprocessing(config.teacher)
     data = load_data(config.data, preprocessing, seed)
     log.info("%d images to train on, %d to evaluate on, %d classes", len(data.train), len(data.eval), len(data.classes))
-    teacher = _teacher(config, session, data, resume)
+    teacher = build_teacher(config.teacher, len(data.classes)).to(accelerator.device)
+    check_classes(config.teacher, teacher, len(data.classes))
+    images = _probe_images(data, accelerator.device)
+    _check(config, teacher, data, images)
+    earlier = sum(line["seconds"] for line in session.folder.metrics()) if resume else 0.0
+    if not has_weights(config.teacher):
+        log.info("the teacher comes without weights: it is trained first")
+        loader = accelerator.prepare(eval_loader(data.eval, config.teacher_train.batch_size, workers=workers))
+        teacher = train_teacher(
+            session, data, loader, config.teacher, config.teacher_train, config.run.seed, workers, resume
+        )
     set_seed(seed)  # from here on the same, whether the teacher was trained just now or not
-    distiller = make_distiller(config, teacher, _probe_images(data, accelerator.device))
+    distiller = make_distiller(config, teacher, images)
     log.info("hybrids at %s", [tap.name for tap in distiller.taps])
     loader = accelerator.prepare(eval_loader(data.eval, config.train.batch_size, workers=workers))
     result = fit(
@@ -54,7 +64,7 @@ def run(config: DistillConfig, session: Session, resume: bool) -> dict[str, Any]
         resume=resume,
     )
     summary = _summary(config, session, loader, result)
-    summary["seconds"] = time.perf_counter() - started
+    summary["seconds"] = earlier + time.perf_counter() - started
     if accelerator.is_main_process:
         _write(config, session, summary, accelerator.unwrap_model(result.model).student, preprocessing, data)
     accelerator.wait_for_everyone()
@@ -86,19 +96,20 @@ def make_student(config: StudentConfig, teacher: nn.Module, images: Tensor) -> S
 def make_distiller(config: DistillConfig, teacher: nn.Module, images: Tensor) -> HybridDistiller:
     """Student, adapters and teacher, with the taps checked on some images (B, C, H, W)."""
     student = make_student(config.student, teacher, images)
-    return HybridDistiller(teacher, student.train(), config.taps, images=images).train()
+    return HybridDistiller(teacher, student.train(), config.taps, config.student_taps, images).train()
 
 
-def _teacher(config: DistillConfig, session: Session, data: Splits, resume: bool) -> nn.Module:
-    accelerator = session.accelerator
-    if has_weights(config.teacher):
-        teacher = build_teacher(config.teacher, len(data.classes))
-        check_classes(config.teacher, teacher, len(data.classes))
-        return teacher.to(accelerator.device).eval()
-    log.info("the teacher comes without weights: it is trained first")
-    train, workers = config.teacher_train, config.data.workers
-    loader = accelerator.prepare(eval_loader(data.eval, train.batch_size, workers=workers))
-    return train_teacher(session, data, loader, config.teacher, train, config.run.seed, workers, resume)
+def _check(config: DistillConfig, teacher: nn.Module, data: Splits, images: Tensor) -> None:
+    """Makes everything once, before a folder is made or a teacher trained for hours: what is wrong shows here."""
+    distiller = make_distiller(config, teacher, images)
+    check_saveable(distiller.student)
+    seed, workers = config.run.seed, config.data.workers
+    stages: list[tuple[nn.Module, TrainConfig]] = [(distiller, config.train)]
+    if not has_weights(config.teacher):
+        stages.append((build_teacher(config.teacher, len(data.classes)), config.teacher_train))
+    for model, train in stages:
+        make_optimizer(model, train)
+        train_loader(data.train, train.batch_size, seed=seed, workers=workers)
 
 
 def _probe_images(data: Splits, device: torch.device) -> Tensor:

@@ -62,22 +62,20 @@ def top1_by_timesteps(
 def firing_rates(accelerator: Accelerator, loader: DataLoader, student: SpikingNetwork) -> dict[str, float]:
     """Mean spikes per neuron and step of each layer, in [0, 1], by module name."""
     sums: dict[str, Tensor] = {}
-    batches = 0
+    neurons = {name: module for name, module in student.named_modules() if isinstance(module, SpikingNeuron)}
+    count = 0
 
     def add(name: str) -> Callable:
         def hook(module: nn.Module, args: tuple, output: SpikeTrain) -> None:
-            sums[name] = sums.get(name, 0.0) + output.folded.float().mean()  # type: ignore[operator]
+            spikes = output.folded.mean(dtype=torch.float32) * len(output) / neurons[name].calls_per_step
+            sums[name] = sums.get(name, 0.0) + spikes  # type: ignore[operator]
 
         return hook
 
-    neurons = [(module, add(name)) for name, module in student.named_modules() if isinstance(module, SpikingNeuron)]
-    with hooks(neurons):
+    with hooks([(module, add(name)) for name, module in neurons.items()]):
         for images, _ in loader:
             with accelerator.autocast():
                 student(images.contiguous(memory_format=torch.channels_last))
-            batches += 1
-    calls = {
-        name: module.calls_per_step for name, module in student.named_modules() if isinstance(module, SpikingNeuron)
-    }
-    rates = torch.stack([value / batches / calls[name] for name, value in sums.items()])
+            count += len(images)
+    rates = torch.stack([value / count for value in sums.values()])
     return dict(zip(sums, accelerator.reduce(rates, "mean").tolist(), strict=True))

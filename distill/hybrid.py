@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from distill.taps import Tap, append_rows, check_taps, default_tap_names, hooks, rounding
 from models import SpikeTrain, SpikingNetwork
-from models.kernels import uncompiled
+from models.network import probing
 
 
 class HybridOutput(NamedTuple):
@@ -32,23 +32,22 @@ class Adapter(nn.Module):
 
     Args:
         in_channels: of the student's block.
-        tap: gives the channels, the size and, where the feature has passed one, the activation.
+        tap: gives the channels C and, where the feature has passed one, the activation.
 
-    Takes (B, in_channels, h, w), gives (B, C, H, W) of the tap.
+    Takes (B, in_channels, h, w) and the size (H, W) of the teacher's feature, gives (B, C, H, W).
     """
 
     def __init__(self, in_channels: int, tap: Tap) -> None:
         super().__init__()
-        channels, *size = tap.shape
-        self.size = tuple(size)
+        channels = tap.shape[0]
         self.conv = nn.Conv2d(in_channels, channels, 1, bias=False)
         self.bn = nn.BatchNorm2d(channels)
         self.act = tap.activation if tap.activation is not None else nn.Identity()
         nn.init.kaiming_normal_(self.conv.weight, mode="fan_out", nonlinearity="relu")
 
-    def forward(self, rate: Tensor) -> Tensor:
-        if rate.shape[2:] != self.size:
-            rate = F.interpolate(rate, self.size, mode="bilinear", align_corners=False)
+    def forward(self, rate: Tensor, size: torch.Size) -> Tensor:
+        if rate.shape[2:] != size:
+            rate = F.interpolate(rate, size, mode="bilinear", align_corners=False)
         return self.act(self.bn(self.conv(rate)))
 
 
@@ -86,7 +85,7 @@ class HybridDistiller(nn.Module):
         names = default_tap_names(teacher) if taps is None else list(taps)
         self.taps = check_taps(teacher, names, images) if names else []
         self.student_taps = {tap.name: (student_taps or {}).get(tap.name, tap.name) for tap in self.taps}
-        channels = self._student_channels(images)
+        channels = self._probe_student(images)
         # module names cannot hold dots; ModuleList keeps the order of the taps
         self.adapters = nn.ModuleList(Adapter(channels[tap.name], tap) for tap in self.taps)
         self.adapters.to(images.device, images.dtype)
@@ -102,16 +101,17 @@ class HybridDistiller(nn.Module):
 
     def forward(self, images: Tensor) -> HybridOutput:
         """Logits of student, teacher and every hybrid for images (B, C, H, W)."""
-        with torch.no_grad():
+        if self.teacher.training:  # somebody's .train() must not move its statistics
+            self.teacher.eval()
+        names = [tap.name for tap in self.taps]
+        sizes: dict[str, torch.Size] = {}
+        with torch.no_grad(), hooks([(self.teacher.get_submodule(name), _keep_size(sizes, name)) for name in names]):
             teacher_logits = self.teacher(images)
         features: dict[str, Tensor] = {}
-        with hooks(
-            [(self.student.get_submodule(self.student_taps[t.name]), _keep(features, t.name)) for t in self.taps]
-        ):
+        with hooks([(self.student.get_submodule(self.student_taps[name]), _keep(features, name)) for name in names]):
             student_logits = self.student(images)
-        adapted = [adapter(features[tap.name]) for tap, adapter in zip(self.taps, self.adapters, strict=True)]
+        adapted = [adapter(features[name], sizes[name]) for name, adapter in zip(names, self.adapters, strict=True)]
         hybrid_logits = self._through_teacher(images, adapted) if adapted else []
-        names = [tap.name for tap in self.taps]
         return HybridOutput(
             at_least_float32(student_logits),
             at_least_float32(teacher_logits),
@@ -130,8 +130,7 @@ class HybridDistiller(nn.Module):
             logits = self.teacher(prefix)
         return list(logits[len(prefix) :].chunk(len(adapted)))
 
-    @torch.no_grad()
-    def _student_channels(self, images: Tensor) -> dict[str, int]:
+    def _probe_student(self, images: Tensor) -> dict[str, int]:
         """Channels of the student's module at each tap, from one image."""
         features: dict[str, Tensor] = {}
         pairs = []
@@ -141,11 +140,11 @@ class HybridDistiller(nn.Module):
             except AttributeError:
                 allowed = [child for child, _ in self.student.named_children()]
                 raise ValueError(f"tap {tap!r}: the student has no module {name!r}; it has {allowed}") from None
-        training, timesteps = self.student.training, self.student.timesteps
-        self.student.eval().timesteps = 1
-        with hooks(pairs), uncompiled():
-            self.student(images[:1])
-        self.student.train(training).timesteps = timesteps
+        with probing(self.student, timesteps=1), hooks(pairs):
+            classes = self.student(images[:1]).shape[1]
+            wanted = self.teacher(images[:1]).shape[1]
+        if classes != wanted:
+            raise ValueError(f"the student knows {classes} classes, the teacher {wanted}")
         for tap, name in self.student_taps.items():
             if tap not in features or features[tap].ndim != 4:
                 raise ValueError(f"tap {tap!r}: the student's module {name!r} yields no map (B, C, H, W) of spikes")
@@ -175,6 +174,15 @@ def _keep(features: dict[str, Tensor], name: str):
 
     def hook(module: nn.Module, args: tuple, output: SpikeTrain | Tensor) -> None:
         features[name] = output.rate if isinstance(output, SpikeTrain) else output
+
+    return hook
+
+
+def _keep_size(sizes: dict[str, torch.Size], name: str):
+    """A forward hook that keeps the height and width of a module's output (B, C, H, W)."""
+
+    def hook(module: nn.Module, args: tuple, output: Tensor) -> None:
+        sizes[name] = output.shape[2:]
 
     return hook
 

@@ -34,14 +34,16 @@ class NonFiniteLossError(RuntimeError):
 
 @dataclass(frozen=True)
 class FitResult:
-    """What training cost: seconds of training steps, and images per second, all processes together."""
+    """A trained model and what its training cost, the epochs before an interruption included."""
 
     model: nn.Module
     """The wrapped model, still prepared, in evaluation mode."""
     evaluation: Mapping[str, float] | None
     """What `evaluate` said after the last epoch; None where a resumed training had no epoch left."""
     seconds: float
+    """Of training steps; on the main process."""
     images_per_second: float
+    """All processes together; on the main process."""
 
 
 def fit(
@@ -66,6 +68,7 @@ def fit(
         evaluate: called with the wrapped model in evaluation mode after each epoch; its numbers are logged.
 
     Raises:
+        ValueError: for fewer images than the processes need for one batch each.
         NonFiniteLossError: names the parts of the loss; the last checkpoint stays as it was.
     """
     if config.channels_last:
@@ -73,19 +76,23 @@ def fit(
     optimizer = make_optimizer(model, config)
     accelerator.gradient_accumulation_steps = config.accumulate
     model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
+    if len(loader) == 0:
+        raise ValueError(
+            "there are fewer training images than the batches of all processes together take "
+            f"({accelerator.num_processes} x batch_size {config.batch_size})"
+        )
     steps_per_epoch = math.ceil(len(loader) / config.accumulate)
     factor = warmup_cosine(config, config.epochs * steps_per_epoch)
     scheduler = accelerator.prepare(LambdaLR(optimizer.optimizer, factor))
     checkpoints = Checkpoints(folder, stage)
     first = _resume(accelerator, checkpoints, folder, stage) if resume else 0
-    seconds, images, evaluation = 0.0, 0, None
+    evaluation = None
     for epoch in range(first, config.epochs):
         loader.set_epoch(epoch)  # type: ignore[attr-defined]  # Accelerate's loader
         started = time.perf_counter()
         lr = scheduler.get_last_lr()[0]
         means, count = _train_epoch(accelerator, model, losses, loader, optimizer, scheduler, config, stage, epoch)
-        elapsed = time.perf_counter() - started
-        seconds, images = seconds + elapsed, images + count
+        seconds = time.perf_counter() - started
         evaluation = evaluate(model.eval())
         metrics = {
             "stage": stage,
@@ -94,7 +101,10 @@ def fit(
             "lr": lr,
             **{f"loss/{name}": value for name, value in means.items()},
             **evaluation,
-            "images_per_second": count / elapsed,
+            "images": count,
+            "train_seconds": seconds,
+            "images_per_second": count / seconds,
+            "seconds": time.perf_counter() - started,
         }
         if accelerator.is_main_process:
             folder.append_metrics(metrics)
@@ -106,8 +116,16 @@ def fit(
             accelerator.is_main_process,
             accelerator.wait_for_everyone,
         )
-    model.eval()
-    return FitResult(model, evaluation, seconds, images / seconds if seconds else 0.0)
+    epochs = [line for line in folder.metrics() if line["stage"] == stage]
+    seconds, images = (sum(line[name] for line in epochs) for name in ("train_seconds", "images"))
+    return FitResult(model.eval(), evaluation, seconds, images / max(seconds, 1e-9))
+
+
+def unwrap(accelerator: Accelerator, model: nn.Module) -> nn.Module:
+    """The network that was prepared, without what Accelerate put around it; its `forward` is its class's again."""
+    network = accelerator.unwrap_model(model, keep_fp32_wrapper=False)
+    vars(network).pop("forward", None)  # Accelerate leaves the bound method on the instance
+    return network
 
 
 def _train_epoch(

@@ -7,6 +7,8 @@ summary.json    the results                       student/       the spiking net
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
 import logging
 import shutil
@@ -36,12 +38,18 @@ class RunFolder:
         with (self.path / METRICS).open("a") as file:
             file.write(json.dumps(values) + "\n")
 
+    def metrics(self) -> list[dict[str, Any]]:
+        """The lines written so far; a last one that a crash tore apart is none."""
+        path, lines = self.path / METRICS, []
+        for line in path.read_text().splitlines() if path.exists() else []:
+            with contextlib.suppress(json.JSONDecodeError):
+                lines.append(json.loads(line))
+        return lines
+
     def drop_metrics(self, keep: Callable[[dict[str, Any]], bool]) -> None:
         """Drops the lines of epochs that no checkpoint holds: they are trained again."""
-        path = self.path / METRICS
-        if path.exists():
-            lines = [line for line in path.read_text().splitlines() if line and keep(json.loads(line))]
-            replace_text(path, "".join(line + "\n" for line in lines))
+        lines = [json.dumps(line) + "\n" for line in self.metrics() if keep(line)]
+        replace_text(self.path / METRICS, "".join(lines))
 
     def write_summary(self, values: dict[str, Any]) -> None:
         replace_text(self.path / SUMMARY, json.dumps(values, indent=2) + "\n")
@@ -77,6 +85,9 @@ class Checkpoints:
 def open_run(config: RunConfig, resume: bool, resolved: dict[str, Any]) -> RunFolder:
     """Makes the folder of a new run, or finds the one to resume. Call it on the main process only.
 
+    A run to resume is the unfinished one in the folder of that name, else the newest unfinished one among its
+    siblings with a suffix, else the finished one.
+
     Args:
         resolved: the whole configuration, in YAML types.
 
@@ -84,33 +95,53 @@ def open_run(config: RunConfig, resume: bool, resolved: dict[str, Any]) -> RunFo
         ValueError: if the run to resume had another configuration; names the fields.
     """
     wanted = Path(config.dir) if config.dir is not None else Path("runs") / config.name
-    taken = [path for path in _with_suffixes(wanted) if (path / CONFIG).exists()]
-    if resume and taken:
-        path = taken[-1]
-        _check_same(yaml.safe_load((path / CONFIG).read_text()), resolved, path)
-        log.info("resuming the run in %s", path)
+    text = yaml.safe_dump(resolved, sort_keys=False)
+    if resume and (path := _to_resume(wanted)) is not None:
+        if _saved_anything(path):
+            _check_same(_read_config(path), resolved, path)
+            log.info("resuming the run in %s", path)
+        else:
+            log.info("nothing was saved yet in %s: the run starts from the beginning", path)
+            replace_text(path / CONFIG, text)
         return RunFolder(path)
     if resume:
         log.info("nothing to resume in %s: the run starts from the beginning", wanted)
-    path = wanted
-    if taken:
-        path = next(p for p in _suffixed(wanted, 2 + len(taken) ** 2) if not (p / CONFIG).exists())
-        log.info("%s holds a run already: this one is kept in %s", wanted, path)
-    path.mkdir(parents=True, exist_ok=True)
-    replace_text(path / CONFIG, yaml.safe_dump(resolved, sort_keys=False))
-    return RunFolder(path)
+    for number in itertools.count(1):
+        path = wanted if number == 1 else wanted.with_name(f"{wanted.name}-{number}")
+        path.mkdir(parents=True, exist_ok=True)
+        try:
+            with (path / CONFIG).open("x") as file:  # of several runs that start at once, one gets the name
+                file.write(text)
+        except FileExistsError:
+            continue
+        if path != wanted:
+            log.info("%s holds a run already: this one is kept in %s", wanted, path)
+        return RunFolder(path)
+    raise AssertionError("unreachable")
 
 
-def _with_suffixes(path: Path) -> list[Path]:
-    """The folder and those with a suffix, in the order in which runs take them."""
-    numbered = [
-        (int(n), p) for p in path.parent.glob(f"{path.name}-*") if (n := p.name[len(path.name) + 1 :]).isdigit()
-    ]
-    return [path, *[p for _, p in sorted(numbered)]]
+def _to_resume(wanted: Path) -> Path | None:
+    siblings = [p for p in wanted.parent.glob(f"{wanted.name}-*") if p.name[len(wanted.name) + 1 :].isdigit()]
+    runs = [path for path in (wanted, *siblings) if (path / CONFIG).exists()]
+    unfinished = [path for path in runs if not (path / SUMMARY).exists()]
+    if wanted in unfinished:
+        return wanted
+    return max(unfinished or runs, key=lambda path: (path / CONFIG).stat().st_mtime, default=None)
 
 
-def _suffixed(path: Path, limit: int) -> list[Path]:
-    return [path, *[path.with_name(f"{path.name}-{n}") for n in range(2, limit + 3)]]
+def _saved_anything(path: Path) -> bool:
+    """Whether a run left more than its configuration."""
+    return (path / SUMMARY).exists() or (path / "teacher").exists() or any(path.glob("checkpoints/*/epoch_*"))
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        saved = yaml.safe_load((path / CONFIG).read_text())
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path / CONFIG} is not YAML: {error}") from error
+    if not isinstance(saved, dict):
+        raise ValueError(f"{path / CONFIG} holds no configuration")
+    return saved
 
 
 def _check_same(saved: dict[str, Any], resolved: dict[str, Any], path: Path) -> None:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import yaml
 from accelerate import Accelerator
+from accelerate.tracking import get_available_trackers
 from accelerate.utils import LoggerType, broadcast_object_list, set_seed
 
 from distill.config import RunConfig
@@ -19,25 +19,60 @@ from models import compile_kernels
 log = logging.getLogger("distill")
 
 
-@dataclass(frozen=True)
 class Session:
-    """A started run on this process."""
+    """A started run on this process.
 
-    accelerator: Accelerator
-    folder: RunFolder
-    config_text: str
-    """The resolved configuration, as YAML."""
+    The run's folder is opened only when everything that can be wrong with the configuration has been looked at, so
+    that a mistyped command leaves nothing behind.
+    """
+
+    def __init__(self, accelerator: Accelerator, config: RunConfig, resume: bool, config_text: str) -> None:
+        self.accelerator = accelerator
+        self.config = config
+        self.resume = resume
+        self.config_text = config_text
+        """The resolved configuration, as YAML."""
+        self._folder: RunFolder | None = None
+
+    @property
+    def folder(self) -> RunFolder:
+        """The run's folder, the same on every process; opened at the first call, which all processes make."""
+        if self._folder is None:
+            self._folder = self._open()
+        return self._folder
+
+    def _open(self) -> RunFolder:
+        resolved = yaml.safe_load(self.config_text)
+        opened: list = [None, None]
+        if self.accelerator.is_main_process:
+            try:  # the other processes wait for the outcome, whatever it is
+                opened = [open_run(self.config, self.resume, resolved).path, None]
+            except (OSError, ValueError) as error:
+                opened = [None, str(error)]
+        broadcast_object_list(opened)
+        path, refusal = opened
+        if refusal is not None:
+            raise ValueError(refusal)
+        if self.config.trackers:
+            self.accelerator.project_configuration.set_directories(str(path))
+            kinds = (int, float, str, bool)
+            flat = {key: v if isinstance(v, kinds) else str(v) for key, v in flatten(resolved).items()}
+            self.accelerator.init_trackers("tracking", flat)
+        return RunFolder(Path(path))
 
 
 def start(config: RunConfig, resume: bool, config_text: str) -> Session:
-    """Starts Accelerate and opens the run's folder.
+    """Starts Accelerate, logging, threads and seeds.
 
     Raises:
-        ValueError: for an unknown tracker, or a run that cannot be resumed (see `distill.runs.open_run`).
+        ValueError: for a tracker that is unknown or not installed.
     """
+    installed = ["all", *map(str, get_available_trackers())]
     for tracker in config.trackers:
         if tracker not in LoggerType.list():
             raise ValueError(f"run.trackers: {tracker!r} is none of Accelerate's trackers {LoggerType.list()}")
+        if tracker not in installed:
+            raise ValueError(f"run.trackers: the package of {tracker!r} is not installed")
     accelerator = Accelerator(
         mixed_precision=config.mixed_precision,
         log_with=config.trackers or None,
@@ -52,23 +87,9 @@ def start(config: RunConfig, resume: bool, config_text: str) -> Session:
     compile_kernels(config.compile)
     set_seed(config.seed)
     torch.backends.cudnn.deterministic = True  # equal seeds, equal weights
-    opened: list = [None, None]
-    if accelerator.is_main_process:
-        try:  # the other processes wait for the outcome, whatever it is
-            opened = [open_run(config, resume, yaml.safe_load(config_text)).path, None]
-        except ValueError as error:
-            opened = [None, str(error)]
-    broadcast_object_list(opened)
-    path, refusal = opened
-    if refusal is not None:
-        raise ValueError(refusal)
-    folder = RunFolder(Path(path))
-    if config.trackers:
-        accelerator.project_configuration.set_directories(str(folder.path))
-        flat = {key: value if isinstance(value, (int, float, str, bool)) else str(value)
-                for key, value in flatten(yaml.safe_load(config_text)).items()}  # fmt: skip
-        accelerator.init_trackers("tracking", flat)
-    return Session(accelerator, folder, config_text)
+    resolved = yaml.safe_load(config_text)
+    resolved["run"]["mixed_precision"] = accelerator.mixed_precision  # which may have come from the launcher
+    return Session(accelerator, config, resume, yaml.safe_dump(resolved, sort_keys=False))
 
 
 def _set_threads(accelerator: Accelerator, threads: int | None) -> None:

@@ -62,6 +62,8 @@ def check_taps(teacher: nn.Module, names: Sequence[str], images: Tensor) -> list
     Raises:
         ValueError: names the tap that cannot serve, and why.
     """
+    if len(images) < 2 or (images == images[:1]).all():
+        raise ValueError(f"taps are checked on two or more different images, found shape {tuple(images.shape)}")
     modules = {name: _submodule(teacher, name) for name in names}
     if len(modules) < len(names):
         raise ValueError(f"taps must differ from each other, found {list(names)}")
@@ -161,4 +163,9 @@ def hooks(pairs: Sequence[tuple[nn.Module, Callable]]) -> Iterator[None]:
 
 def append_rows(features: Tensor) -> Callable:
     """A forward hook that appends rows (B, C, H, W) to a module's output."""
-    return lambda module, args, output: torch.cat([output, features.to(output.dtype)])
+
+    def hook(module: nn.Module, args: tuple, output: Tensor) -> Tensor:
+        rows = features.to(output.dtype)
+        return torch.cat([output, rows]) if len(output) else rows  # rows alone keep their memory format
+
+    return hook

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 from distill.config import TeacherConfig, TeacherTrainingConfig, TrainConfig
 from distill.data import Splits, eval_loader, load_data, train_loader
 from distill.evaluation import top1
-from distill.loop import fit
+from distill.loop import fit, unwrap
 from distill.report import versions
 from distill.runs import replace_text
 from distill.session import Session
@@ -60,7 +60,7 @@ def train_teacher(
         folder=session.folder,
         resume=resume,
     )
-    network = accelerator.unwrap_model(result.model)
+    network = unwrap(accelerator, result.model)
     if accelerator.is_main_process:
         path.mkdir(exist_ok=True)
         state = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}

@@ -72,8 +72,8 @@ def teacher_preprocessing(config: TeacherConfig) -> Preprocessing:
     missing = [f"teacher.{name}" for name in ("input_size", "mean", "std") if values[name] is None]
     if missing:
         raise ValueError(
-            f"the teacher's weights do not say how its images are normalised: set {', '.join(missing)} "
-            "to what it was trained with"
+            f"how the teacher's images are sized and normalised is not known: set {', '.join(missing)}; only weights "
+            "loaded with teacher.pretrained bring them along"
         )
     return Preprocessing(
         input_size=tuple(values["input_size"]),

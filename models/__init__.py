@@ -2,7 +2,7 @@
 
 from models.ann import create_ann
 from models.dynamics import NeuronConfig
-from models.io import load_snn, load_weights, save_snn
+from models.io import check_saveable, load_snn, load_weights, save_snn
 from models.kernels import compile_kernels
 from models.network import ALGORITHMS, SpikingNetwork, set_algorithm
 from models.neuron import SpikingNeuron
@@ -17,6 +17,7 @@ __all__ = [
     "SpikingNetwork",
     "SpikingNeuron",
     "UnsupportedOperationError",
+    "check_saveable",
     "compile_kernels",
     "create_ann",
     "create_snn",

@@ -54,16 +54,29 @@ def create_ann(
         raise ValueError(f"the pretrained weights of {name!r} could not be loaded: {error}") from error
     if cifar_stem:
         _use_cifar_stem(ann, name)
-    spec = {
-        # what was made of a hub's name is rebuilt without the hub
-        "name": vars(ann)["pretrained_cfg"]["architecture"] if from_hub else name,
-        "num_classes": ann.num_classes,
-        "in_chans": in_chans,
-        "cifar_stem": cifar_stem,
-        "kwargs": {k: v for k, v in kwargs.items() if k != "num_classes"},
-    }
+    # what was made of a hub's name is rebuilt without the hub, by name and arguments
+    spec = timm_spec(ann)
+    if not from_hub:
+        spec |= {"name": name, "kwargs": {k: v for k, v in kwargs.items() if k != "num_classes"}}
+    spec |= {"in_chans": in_chans, "cifar_stem": cifar_stem}
     ann.ann_spec = spec  # type: ignore[assignment]  # nn.Module takes attributes of any kind
     return ann
+
+
+def timm_spec(ann: nn.Module) -> dict[str, Any]:
+    """How `timm.create_model` made a network, as far as timm remembers it, in arguments of `create_ann`.
+
+    Raises:
+        ValueError: if timm did not make it.
+    """
+    name = (getattr(ann, "pretrained_cfg", None) or {}).get("architecture")
+    if name is None:
+        raise ValueError(f"{type(ann).__name__} was not made by timm: how to rebuild it is not known")
+    remembered: dict[str, Any] = getattr(ann, "_model_args", None) or {}  # type: ignore[assignment]
+    kwargs = {k: v for k, v in remembered.items() if k not in ("num_classes", "in_chans")}
+    convolution = next((m for m in ann.modules() if isinstance(m, nn.Conv2d)), None)
+    in_chans = remembered.get("in_chans", convolution.in_channels if convolution else 3)
+    return {"name": name, "num_classes": ann.num_classes, "in_chans": in_chans, "kwargs": kwargs}
 
 
 def _use_cifar_stem(ann: nn.Module, name: str) -> None:

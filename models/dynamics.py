@@ -30,13 +30,13 @@ class NeuronConfig:
 
     def __post_init__(self) -> None:
         if not 0 < self.leak <= 1:
-            raise ValueError(f"neuron.leak must be in (0, 1], found {self.leak}")
+            raise ValueError(f"leak must be in (0, 1], found {self.leak}")
         if not self.threshold > 0:
-            raise ValueError(f"neuron.threshold must be above 0, found {self.threshold}")
+            raise ValueError(f"threshold must be above 0, found {self.threshold}")
         if self.reset not in ("soft", "hard"):
-            raise ValueError(f"neuron.reset must be one of 'soft', 'hard', found {self.reset!r}")
+            raise ValueError(f"reset must be one of 'soft', 'hard', found {self.reset!r}")
         if not self.alpha > 0:
-            raise ValueError(f"neuron.alpha must be above 0, found {self.alpha}")
+            raise ValueError(f"alpha must be above 0, found {self.alpha}")
 
 
 def step(current: Tensor, v: Tensor | float, neuron: NeuronConfig) -> tuple[Tensor, Tensor, Tensor]:

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 
-from models.ann import create_ann
+from models.ann import create_ann, timm_spec
 from models.dynamics import NeuronConfig
 from models.network import SpikingNetwork
 from models.registry import create_snn
@@ -33,15 +33,39 @@ def save_snn(snn: SpikingNetwork, folder: str | os.PathLike[str], extra: dict[st
         ValueError: if the network cannot be rebuilt from what is known of it (a twin of a network that was changed by
             hand: make it with `models.create_ann`).
     """
-    spec = _complete_spec(snn)
-    if extra is not None:
-        spec["extra"] = extra
-    _check_rebuilds(snn, spec)
+    spec = check_saveable(snn) | ({} if extra is None else {"extra": extra})
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in snn.state_dict().items()}
     _replace(folder / WEIGHTS, lambda path: save_file(state, path, metadata={"format": "pt"}))
     _replace(folder / CONFIG, lambda path: path.write_text(json.dumps(spec, indent=2) + "\n"))
+
+
+def check_saveable(snn: SpikingNetwork) -> dict[str, Any]:
+    """The configuration that `save_snn` would write; worth a call before a long training.
+
+    Raises:
+        ValueError: if the network could not be rebuilt from it.
+    """
+    spec = dict(snn.spec, timesteps=snn.timesteps, algorithm=snn.algorithm)
+    if spec["kind"] == "twin" and spec["ann"] is None:  # made from a network that create_ann did not make
+        spec["ann"] = timm_spec(snn)
+    try:
+        spec = json.loads(json.dumps(spec))
+    except TypeError as error:
+        raise ValueError(
+            f"the arguments of this network cannot be written to a file: {spec.get('ann')} ({error})"
+        ) from error
+    with torch.random.fork_rng(devices=[]):  # building draws weights: the caller's stream of numbers stays as it is
+        rebuilt = _build(spec)
+    own, other = _anatomy(snn), _anatomy(rebuilt)
+    wrong = sorted(own.keys() ^ other.keys()) or [name for name in own if own[name] != other[name]]
+    if wrong:
+        raise ValueError(
+            f"this network was changed by hand and could not be rebuilt from {spec.get('ann')}: {wrong[:3]} differ. "
+            "Make the analogue network with models.create_ann, which remembers its arguments"
+        )
+    return spec
 
 
 def load_snn(folder: str | os.PathLike[str]) -> SpikingNetwork:
@@ -60,8 +84,11 @@ def load_snn(folder: str | os.PathLike[str]) -> SpikingNetwork:
         snn = _build(spec)
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise ValueError(f"{folder / CONFIG} does not describe a spiking network: {error!r}") from error
-    snn.to(_stored_type(folder / WEIGHTS))
-    load_weights(snn, folder / WEIGHTS)
+    state = _read(folder / WEIGHTS)
+    types = {tensor.dtype for tensor in state.values() if tensor.is_floating_point()}
+    if len(types) == 1:  # a network that was saved in float64 comes back in float64
+        snn.to(types.pop())
+    _fill(snn, state, folder / WEIGHTS)
     if "extra" in spec:
         snn.spec["extra"] = spec["extra"]
     return snn.eval()
@@ -74,13 +101,19 @@ def load_weights(network: nn.Module, path: str | os.PathLike[str]) -> None:
         FileNotFoundError: if there is no such file.
         ValueError: if it is no safetensors file, or keys or shapes differ; names the first of them.
     """
-    path = Path(path)
+    _fill(network, _read(Path(path)), Path(path))
+
+
+def _read(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise FileNotFoundError(f"no weights at {path}")
     try:
-        state = load_file(path)
+        return load_file(path)
     except SafetensorError as error:
         raise ValueError(f"{path} is not a safetensors file: {error}") from error
+
+
+def _fill(network: nn.Module, state: dict[str, Tensor], path: Path) -> None:
     own = network.state_dict()
     missing, unknown = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
     other = [f"{k}: {tuple(state[k].shape)}, wanted {tuple(own[k].shape)}" for k in own.keys() & state.keys()
@@ -95,15 +128,6 @@ def load_weights(network: nn.Module, path: str | os.PathLike[str]) -> None:
             tensor.copy_(state[name])
 
 
-def _stored_type(path: Path) -> torch.dtype:
-    """The type of the weights in a file: a network that was saved in float64 comes back in float64."""
-    try:
-        types = {tensor.dtype for tensor in load_file(path).values() if tensor.is_floating_point()}
-    except SafetensorError as error:
-        raise ValueError(f"{path} is not a safetensors file: {error}") from error
-    return types.pop() if len(types) == 1 else torch.get_default_dtype()
-
-
 def _build(spec: dict[str, Any]) -> SpikingNetwork:
     neuron = NeuronConfig(**spec["neuron"])
     if spec["kind"] == "network":
@@ -113,28 +137,6 @@ def _build(spec: dict[str, Any]) -> SpikingNetwork:
         twin = {name: spec[name] for name in ("timesteps", "algorithm", "gates")}
         return spiking_twin(create_ann(**spec["ann"]), **twin, neuron=neuron, input_size=tuple(spec["input_size"]))
     raise ValueError(f"kind must be one of 'network', 'twin', found {spec['kind']!r}")
-
-
-def _complete_spec(snn: SpikingNetwork) -> dict[str, Any]:
-    spec = dict(snn.spec, timesteps=snn.timesteps, algorithm=snn.algorithm)
-    if spec["kind"] == "twin" and spec["ann"] is None:  # made from a timm network that create_ann did not make
-        name = (getattr(snn, "pretrained_cfg", None) or {}).get("architecture")
-        if name is None:
-            raise ValueError("the twin's source is not a timm network: it can be trained but not saved")
-        spec["ann"] = {"name": name, "num_classes": snn.num_classes, "in_chans": snn.in_chans}
-    return spec
-
-
-def _check_rebuilds(snn: SpikingNetwork, spec: dict[str, Any]) -> None:
-    with torch.random.fork_rng(devices=[]):  # building draws weights: the caller's stream of numbers stays as it is
-        rebuilt = _build(spec)
-    own, other = _anatomy(snn), _anatomy(rebuilt)
-    wrong = sorted(own.keys() ^ other.keys()) or [name for name in own if own[name] != other[name]]
-    if wrong:
-        raise ValueError(
-            f"this network was changed by hand and could not be rebuilt from {spec.get('ann')}: {wrong[:3]} differ. "
-            "Make the analogue network with models.create_ann, which remembers its arguments"
-        )
 
 
 def _anatomy(network: nn.Module) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from models.dynamics import NeuronConfig, membrane_derivative, step, surrogate_derivative
@@ -62,6 +63,8 @@ def _compilable(kernel: Callable) -> Callable:
         try:
             compiled = compiled or torch.compile(kernel, dynamic=True)
             return compiled(*args)
+        except torch.OutOfMemoryError:
+            raise
         except Exception as error:  # dynamo and inductor raise what their many backends raise
             compile_kernels(False)
             log.warning(
@@ -79,10 +82,10 @@ def _first_line(error: Exception) -> str:
 def layout(folded: Tensor, steps: int) -> Tensor:
     """A folded tensor (S*B, C, ...) as its memory lies: (S, rows, C) or (S, B, C, pixels); a view."""
     if folded.ndim == 2:
-        return folded.unflatten(0, (steps, -1))
+        return rearrange(folded, "(s b) c -> s b c", s=steps)
     if is_channels_last(folded):
-        return folded.permute(0, 2, 3, 1).reshape(steps, -1, folded.shape[1])
-    return folded.flatten(2).unflatten(0, (steps, -1))
+        return rearrange(folded, "(s b) c h w -> s (b h w) c", s=steps)
+    return rearrange(folded.flatten(2), "(s b) c pixels -> s b c pixels", s=steps)
 
 
 def from_layout(x: Tensor, like: Tensor) -> Tensor:

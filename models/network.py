@@ -6,13 +6,17 @@ module names, parameters and the `forward` code stay as they are.
 
 from __future__ import annotations
 
+import contextlib
 import functools
+from collections.abc import Iterator
 from typing import Any
 
+import torch
 from spikingjelly.activation_based.base import StepModule
 from torch import Tensor, nn
 
 import models.rules  # noqa: F401  (fills the table of rules)
+from models.kernels import uncompiled
 from models.spiketrain import Pass, SpikeTrain, UnsupportedOperationError
 
 ALGORITHMS = ("rate_m", "bptt")
@@ -81,6 +85,21 @@ class SpikingNetwork(nn.Module, StepModule):
 def check_timesteps(timesteps: int) -> None:
     if not isinstance(timesteps, int) or isinstance(timesteps, bool) or timesteps < 1:
         raise ValueError(f"timesteps must be an integer of at least 1, found {timesteps!r}")
+
+
+@contextlib.contextmanager
+def probing(snn: SpikingNetwork, timesteps: int) -> Iterator[None]:
+    """Evaluation mode at another T, without graph or compilation; T and every module's own mode come back after it."""
+    modes, own = {module: module.training for module in snn.modules()}, snn.timesteps
+    snn.eval()
+    snn.timesteps = timesteps
+    try:
+        with torch.no_grad(), uncompiled():
+            yield
+    finally:
+        snn.timesteps = own
+        for module, training in modes.items():
+            module.training = training
 
 
 def set_algorithm(snn: nn.Module, algorithm: str) -> nn.Module:

@@ -84,13 +84,14 @@ class SpikeTrain:
         kind: the kind of pass.
     """
 
-    __slots__ = ("_rate", "kind", "terms", "timesteps")
+    __slots__ = ("_grad_enabled", "_rate", "kind", "terms", "timesteps")
 
     def __init__(self, terms: Iterable[Term], timesteps: int, kind: Pass) -> None:
         self.terms = tuple(terms)
         self.timesteps = timesteps
         self.kind: Pass = kind
         self._rate: Tensor | None = None
+        self._grad_enabled = torch.is_grad_enabled()
         if len(self.terms) > MAX_PENDING_TERMS:
             self.single()
 
@@ -168,7 +169,9 @@ class SpikeTrain:
     def rate(self) -> Tensor:
         """The mean over time, (B, C, ...), with the graph that this kind of pass gives it."""
         if self._rate is None and self.kind == "rate":
-            self._rate = functools.reduce(torch.add, [t.rate() for t in self.terms])
+            # a monitor that looks under no_grad must not take the graph from everybody else
+            with torch.set_grad_enabled(self._grad_enabled):
+                self._rate = functools.reduce(torch.add, [t.rate() for t in self.terms])
         elif self._rate is None:
             self._rate = self.on_streams(lambda folded: mean_over_steps(folded, self.steps), self.folded)
         return self._rate  # type: ignore[return-value]

@@ -18,8 +18,7 @@ from torch import Tensor, nn
 
 from models.ann import create_ann
 from models.dynamics import NeuronConfig
-from models.kernels import uncompiled
-from models.network import SpikingNetwork, as_spiking, check_timesteps
+from models.network import SpikingNetwork, as_spiking, check_timesteps, probing
 from models.neuron import SpikingNeuron
 from models.rules import constant_of_rate
 from models.spiketrain import SpikeTrain, UnsupportedOperationError
@@ -83,14 +82,18 @@ def spiking_twin(
         ValueError: for a value outside of those named above, a gate under ``gates="refuse"`` (naming it), or a
             network without a single activation to replace.
         UnsupportedOperationError: names the operation and the module that cannot run on spikes.
+        TypeError: if `ann` is no network.
     """
     _check_choice("init", init, ("teacher", "scratch"))
     _check_choice("gates", gates, ("refuse", "keep"))
+    if not isinstance(ann, nn.Module):
+        raise TypeError(f"spiking_twin takes a network, found {ann!r}; make one with models.create_ann(name)")
     check_timesteps(timesteps)
     neuron = neuron or NeuronConfig()
     ann_spec = getattr(ann, "ann_spec", None)
     twin = _fresh_copy(ann, ann_spec) if init == "scratch" else copy.deepcopy(ann)
     twin.__dict__.pop("ann_spec", None)
+    _drop_instance_forward(twin)
     input_size = input_size or _input_size(ann)
     twin.zero_grad(set_to_none=True)
     for parameter in twin.parameters():
@@ -107,7 +110,15 @@ def spiking_twin(
     }
     snn = as_spiking(twin, timesteps=timesteps, algorithm=algorithm, in_chans=input_size[0], spec=spec)
     _probe(snn, input_size)
-    return snn.train(ann.training)
+    return snn
+
+
+def _drop_instance_forward(twin: nn.Module) -> None:
+    """Accelerate wraps `forward` on the instance, where it would hide that of the spiking network."""
+    wrapped = vars(twin).pop("_original_forward", None)
+    forward = vars(twin).pop("forward", None)
+    if forward is not None and wrapped is None and getattr(forward, "__func__", None) is not type(twin).forward:
+        raise ValueError(f"the forward of this {type(twin).__name__} was replaced by hand: a twin would not run it")
 
 
 def _check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
@@ -165,7 +176,6 @@ def _fresh_copy(ann: nn.Module, ann_spec: dict | None) -> nn.Module:
     return network
 
 
-@torch.no_grad()
 def _probe(snn: SpikingNetwork, input_size: tuple[int, int, int]) -> None:
     """Runs one image through two steps: what has no rule raises and is named; counts the calls of each neuron."""
     parameter = next(snn.parameters())
@@ -173,16 +183,12 @@ def _probe(snn: SpikingNetwork, input_size: tuple[int, int, int]) -> None:
     calls: Counter[nn.Module] = Counter()
     neurons = [m for m in snn.modules() if isinstance(m, SpikingNeuron)]
     handles = [m.register_forward_hook(lambda m, *_: calls.update([m])) for m in neurons]
-    timesteps = snn.timesteps
-    snn.eval()
-    snn.timesteps = 2  # with one step everything is constant over time, and a gate would pass
     try:
-        with uncompiled():
+        with probing(snn, timesteps=2):  # with one step everything is constant over time, and a gate would pass
             snn(image)
     except UnsupportedOperationError as error:
         raise UnsupportedOperationError(f"{type(snn).__name__} cannot be built: {error}") from error.__cause__
     finally:
-        snn.timesteps = timesteps
         for handle in handles:
             handle.remove()
     for module in neurons:

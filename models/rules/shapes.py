@@ -126,7 +126,7 @@ def contiguous(x, memory_format=torch.contiguous_format):
 
 @rate_rule(torch.clone, torch.Tensor.clone)
 def clone(x, *, memory_format=torch.preserve_format):
-    return x  # a train is never changed in place
+    return SpikeTrain(x.terms, x.timesteps, x.kind)  # shares the tensors, which no rule changes in place
 
 
 @rate_rule(torch.Tensor.to)
