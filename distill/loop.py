@@ -5,6 +5,7 @@ A step is one update of the optimizer. Losses are means over images.
 
 from __future__ import annotations
 
+import difflib
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -13,7 +14,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from timm.optim import create_optimizer_v2
+from timm.optim import create_optimizer_v2, list_optimizers
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
@@ -197,19 +198,25 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimiz
     """timm's optimizer by name, without weight decay on biases and norms.
 
     Raises:
-        ValueError: for a name that timm does not know.
+        ValueError: for a name that timm does not know, or settings that the optimizer refuses.
     """
+    name = config.optimizer
+    if name.lower() not in list_optimizers():
+        close = difflib.get_close_matches(name, list_optimizers(), n=3) or list_optimizers()
+        raise ValueError(f"optimizer: timm knows no {name!r}; close to it: {close}")
+    if name.lower() == "sgd" and config.momentum == 0:
+        name = "momentum"  # timm's name of SGD without Nesterov's step, which needs a momentum
     try:
         return create_optimizer_v2(
             model,
-            opt=config.optimizer,
+            opt=name,
             lr=config.lr,
             weight_decay=config.weight_decay,
             momentum=config.momentum,
             filter_bias_and_bn=True,
         )
-    except (ValueError, AssertionError, KeyError) as error:
-        raise ValueError(f"train.optimizer: timm knows no optimizer {config.optimizer!r} ({error})") from error
+    except (ValueError, AssertionError, TypeError) as error:
+        raise ValueError(f"optimizer: {name!r} refuses these settings: {error}") from error
 
 
 def warmup_cosine(config: TrainConfig, steps: int) -> Callable[[int], float]:

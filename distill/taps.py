@@ -36,6 +36,8 @@ class Tap:
 def default_tap_names(teacher: nn.Module) -> list[str]:
     """timm's `feature_info` modules without the stem's entry and without the last one (ResNet: layer1 to layer3).
 
+    The first entry is a stage, not the stem, where it is numbered like the second (ConvNeXt: stages.0, stages.1).
+
     Raises:
         ValueError: if the network has no `feature_info` of names.
     """
@@ -45,7 +47,9 @@ def default_tap_names(teacher: nn.Module) -> list[str]:
     names = [entry.get("module") for entry in info or []]
     if len(names) < 3 or not all(names):
         raise ValueError(f"{type(teacher).__name__} names no cuts in feature_info: name them yourself as taps=[...]")
-    return names[1:-1]
+    (parent, _, child), (second_parent, _, second_child) = (name.rpartition(".") for name in names[:2])
+    first_is_stage = parent == second_parent and child.isdigit() and second_child.isdigit()
+    return names[0 if first_is_stage else 1 : -1]
 
 
 def check_taps(teacher: nn.Module, names: Sequence[str], images: Tensor) -> list[Tap]:
@@ -126,19 +130,27 @@ def _fail(name: str) -> nn.Module:
 
 def _check_cut(teacher: nn.Module, name: str, feature: Tensor, images: Tensor) -> None:
     same = feature[:1].expand_as(feature)
-    with torch.no_grad(), hooks([(teacher.get_submodule(name), lambda *_: same.clone())]):
-        logits = teacher(images)
+    with torch.no_grad():
+        own = teacher(images)
+        with hooks([(teacher.get_submodule(name), lambda *_: same.clone())]):
+            logits = teacher(images)
     difference = (logits - logits[:1]).abs().max().item()
-    if not difference <= rounding(logits):
+    if not difference <= rounding(own):
         raise ValueError(
             f"tap {name!r} is not a cut of {type(teacher).__name__}: with the same feature injected for different "
             f"images the logits differ by {difference:.2g}, so something goes around it (inside a residual?)"
         )
 
 
-def rounding(logits: Tensor) -> float:
-    """A difference of logits that rounding explains: other batch rows, other kernels, the same numbers."""
-    return 1e4 * torch.finfo(logits.dtype).eps * max(1.0, logits.abs().max().item())
+def rounding(own: Tensor) -> float:
+    """A difference of logits that rounding explains: other batch rows, other kernels, the same numbers.
+
+    Args:
+        own: the teacher's logits (B, K) of different images: an untrained network's are small and almost equal, and
+            what goes around a cut is a share of their difference.
+    """
+    spread, size = (own - own[:1]).abs().max().item(), own.abs().max().item()
+    return 1e-3 * spread + 100 * torch.finfo(own.dtype).eps * size
 
 
 def _fresh(activation: nn.Module | None) -> nn.Module | None:

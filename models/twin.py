@@ -150,7 +150,8 @@ def _replace_activations(network: nn.Module, neuron: NeuronConfig, gates: str) -
             continue
         parent, _, child = name.rpartition(".")
         analogue = isinstance(module, GATES) or any(parent == g or parent.startswith(f"{g}.") for g in gate_modules)
-        setattr(network.get_submodule(parent), child, OnRate(module) if analogue else SpikingNeuron(neuron))
+        new = (OnRate(module) if analogue else SpikingNeuron(neuron)).train(module.training)
+        setattr(network.get_submodule(parent), child, new)
         replaced += not analogue
     if replaced == 0:
         raise ValueError(f"{type(network).__name__} has no activation module that could become a neuron")
@@ -166,7 +167,7 @@ def _fresh_copy(ann: nn.Module, ann_spec: dict | None) -> nn.Module:
     """The same network with weights drawn anew: made again where it is known how, else layer by layer."""
     parameter = next(ann.parameters())
     if ann_spec is not None:
-        return create_ann(**ann_spec).to(parameter.device, parameter.dtype)
+        return create_ann(**ann_spec).to(parameter.device, parameter.dtype).train(ann.training)
     network = copy.deepcopy(ann)
     for module in network.modules():
         if callable(reset := getattr(module, "reset_parameters", None)):

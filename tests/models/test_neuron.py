@@ -283,5 +283,5 @@ def test_a_pending_sum_is_the_sum():
 )
 def test_constants_out_of_range_are_refused_by_name(wrong):
     (name, value), *_ = wrong.items()
-    with pytest.raises(ValueError, match=f"neuron.{name}.*{value}"):
+    with pytest.raises(ValueError, match=f"{name} must be .*{value}"):
         NeuronConfig(**wrong)

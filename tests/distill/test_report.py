@@ -1,0 +1,45 @@
+"""The texts that a run leaves for people."""
+
+import importlib.metadata
+
+from distill.report import model_card, rate_warnings, table, versions
+
+SUMMARY = {
+    "teacher_top1": 90.0,
+    "hybrid_top1": {"layer1": 80.5, "layer2": 70.25},
+    "student_top1": 60.0,
+    "student_top1_by_timesteps": {1: 50.0, 4: 60.0},
+    "timesteps": 4,
+    "parameters": 12345,
+    "mean_firing_rate": 0.125,
+    "versions": {"torch": "9.9"},
+}
+
+
+def test_the_table_has_one_row_for_each_network():
+    header, _, *rows = table(SUMMARY).splitlines()
+    assert header.split() == ["network", "top-1", "(%)"]
+    assert [row.split()[-1] for row in rows] == ["90.00", "80.50", "70.25", "60.00", "50.00", "60.00"]
+    names = ["teacher", "hybrid up to layer1", "hybrid up to layer2", "SNN, T = 4"]
+    assert [row.rsplit(maxsplit=1)[0].strip() for row in rows[:4]] == names
+    assert "T = 1" in rows[4] and "T = 4" in rows[5]
+
+
+def test_silent_and_saturated_layers_are_named_and_no_other():
+    lines = rate_warnings({"a": 0.0099, "b": 0.0101, "c": 0.9499, "d": 0.9501})
+    assert len(lines) == 2
+    assert "layer a" in lines[0] and "0.99 %" in lines[0] and "silent" in lines[0]
+    assert "layer d" in lines[1] and "95.0 %" in lines[1]
+
+
+def test_the_model_card_says_what_it_is_how_to_load_it_and_how_it_was_made():
+    card = model_card(SUMMARY, "resnet18", "digits", "train:\n  epochs: 3\n")
+    for text in ("resnet18", "4 time steps", "12,345 parameters", "12.5 %", "torch 9.9", "models.load_snn(", "60.00"):
+        assert text in card
+    assert "```yaml\ntrain:\n  epochs: 3\n```" in card
+
+
+def test_versions_are_those_of_the_installed_packages():
+    found = versions()
+    assert {"python", "spikeswap", "torch", "timm", "accelerate", "spikingjelly"} <= found.keys()
+    assert found["timm"] == importlib.metadata.version("timm")

@@ -1,0 +1,256 @@
+"""The folder of a run: never overwritten, found again, whole at every moment."""
+
+import json
+import logging
+import os
+from pathlib import Path
+
+import pytest
+import yaml
+
+from distill import RunConfig
+from distill.runs import CONFIG, Checkpoints, RunFolder, flatten, open_run, replace_text
+
+RESOLVED = {"train": {"lr": 0.1, "epochs": 3}, "run": {"seed": 0, "trackers": []}, "taps": None}
+
+
+@pytest.fixture(autouse=True)
+def _in_a_folder_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def changed(**values):
+    """RESOLVED with other values of dotted names, their dots written as __."""
+    found = json.loads(json.dumps(RESOLVED))
+    for name, value in values.items():
+        *sections, key = name.split("__")
+        target = found
+        for section in sections:
+            target = target.setdefault(section, {})
+        target[key] = value
+    return found
+
+
+def opened(folder="mine", saved=True, done=False):
+    """A run of its own, which has saved something and perhaps come to its end."""
+    path = open_run(RunConfig(dir=folder), False, RESOLVED).path
+    if saved:
+        (path / "checkpoints" / "student" / "epoch_0001").mkdir(parents=True)
+    if done:
+        (path / "summary.json").write_text("{}")
+    return path
+
+
+def resume(folder="mine", config=RESOLVED):
+    return open_run(RunConfig(dir=folder), True, config).path
+
+
+def test_a_run_is_kept_under_its_name_or_where_run_dir_says(tmp_path):
+    assert open_run(RunConfig(name="mine"), False, RESOLVED).path == Path("runs/mine")
+    assert open_run(RunConfig(name="mine", dir="elsewhere/deep"), False, RESOLVED).path == Path("elsewhere/deep")
+    assert yaml.safe_load((tmp_path / "runs" / "mine" / CONFIG).read_text()) == RESOLVED
+    assert yaml.safe_load((tmp_path / "elsewhere" / "deep" / CONFIG).read_text()) == RESOLVED
+
+
+@pytest.mark.parametrize("config", [RunConfig(name="mine"), RunConfig(dir="mine")])
+def test_a_taken_folder_is_left_alone_for_the_next_free_suffix(config, caplog):
+    caplog.set_level(logging.INFO)
+    first = open_run(config, False, RESOLVED).path
+    (first / "metrics.jsonl").write_text("kept\n")
+    names = [open_run(config, False, changed(train__lr=lr)).path.name for lr in (0.2, 0.3)]
+    assert names == ["mine-2", "mine-3"]
+    assert (first / "metrics.jsonl").read_text() == "kept\n"
+    assert yaml.safe_load((first / CONFIG).read_text()) == RESOLVED
+    assert "holds a run already: this one is kept in" in caplog.text
+
+
+def test_a_gap_between_suffixes_is_filled():
+    for folder in ("mine", "mine-3"):
+        open_run(RunConfig(dir=folder), False, RESOLVED)
+    assert open_run(RunConfig(dir="mine"), False, RESOLVED).path.name == "mine-2"
+
+
+def test_a_folder_without_a_run_is_used(tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("hello")
+    assert open_run(RunConfig(dir="mine"), False, RESOLVED).path.name == "mine"
+    assert (tmp_path / "mine" / "notes.txt").read_text() == "hello"
+
+
+def test_names_that_only_look_alike_are_other_runs():
+    open_run(RunConfig(dir="mine-new"), False, RESOLVED)
+    open_run(RunConfig(dir="mine-2x"), False, RESOLVED)
+    assert open_run(RunConfig(dir="mine"), False, RESOLVED).path.name == "mine"
+
+
+def test_resuming_finds_the_run(caplog):
+    caplog.set_level(logging.INFO)
+    first = opened()
+    assert resume() == first and f"resuming the run in {first}" in caplog.text and not Path("mine-2").exists()
+
+
+def test_resuming_finds_the_unfinished_run_of_that_very_name():
+    opened()
+    opened(done=True)
+    assert resume().name == "mine" and resume("mine-2").name == "mine-2"
+
+
+def test_resuming_finds_the_newest_unfinished_sibling_of_a_finished_run():
+    opened(done=True)
+    for age, _ in enumerate(range(2, 12)):
+        path = opened()
+        os.utime(path / CONFIG, (1e9 + age, 1e9 + age))
+    assert resume().name == "mine-11"  # and not -9
+    (path / "summary.json").write_text("{}")
+    assert resume().name == "mine-10"
+
+
+def test_resuming_where_all_are_finished_finds_the_newest():
+    for age in (1, 3, 2):
+        os.utime(opened(done=True) / CONFIG, (1e9 + age, 1e9 + age))
+    assert resume().name == "mine-2"
+
+
+def test_resuming_where_there_is_no_run_starts_with_a_note(caplog):
+    caplog.set_level(logging.INFO)
+    path = resume()
+    assert path.name == "mine" and (path / CONFIG).exists()
+    assert "nothing to resume in mine: the run starts from the beginning" in caplog.text
+
+
+def test_resuming_where_nothing_was_saved_yet_starts_with_a_note_and_the_new_configuration(caplog):
+    caplog.set_level(logging.INFO)
+    first, other = opened(saved=False), changed(train__lr=0.2)
+    assert resume(config=other) == first and "nothing was saved yet in mine" in caplog.text
+    assert yaml.safe_load((first / CONFIG).read_text()) == other
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (dict(train__lr=0.2), r"train\.lr \(was 0\.1, is 0\.2\)"),
+        (dict(run__seed=1), r"run\.seed \(was 0, is 1\)"),
+        (dict(taps=["layer1"]), r"taps \(was None, is \['layer1'\]\)"),
+        (dict(train__new=1), r"train\.new \(was None, is 1\)"),
+        (dict(train__lr=0.2, train__epochs=4), r"train\.epochs \(was 3, is 4\), train\.lr"),
+    ],
+)
+def test_resuming_with_another_configuration_is_refused_by_field(change, message):
+    opened()
+    with pytest.raises(ValueError, match=message):
+        resume(config=changed(**change))
+    assert yaml.safe_load(Path("mine", CONFIG).read_text()) == RESOLVED and not Path("mine-2").exists()
+
+
+def test_what_changes_no_number_may_differ_when_a_run_is_resumed():
+    opened()
+    other = changed(run__threads=2, run__trackers=["wandb"], run__name="x", run__dir="mine", data__workers=3)
+    assert resume(config=other).name == "mine"
+
+
+@pytest.mark.parametrize(("text", "message"), [("a: [", "is not YAML"), ("text", "holds no configuration")])
+def test_a_configuration_that_cannot_be_read_is_named(text, message):
+    (opened() / CONFIG).write_text(text)
+    with pytest.raises(ValueError, match=f"mine/config.yaml {message}"):
+        resume()
+
+
+def test_a_path_that_is_a_file_is_a_users_mistake(tmp_path):
+    from distill.cli import USER_ERRORS
+
+    (tmp_path / "mine").write_text("a file")
+    with pytest.raises(USER_ERRORS, match="mine"):
+        open_run(RunConfig(dir="mine"), False, RESOLVED)
+
+
+def test_metrics_are_one_json_object_a_line_and_can_be_dropped(tmp_path):
+    folder = RunFolder(tmp_path)
+    folder.drop_metrics(lambda line: False)  # before there are any
+    for epoch in (1, 2, 3):
+        folder.append_metrics({"stage": "student", "epoch": epoch})
+    folder.drop_metrics(lambda line: line["epoch"] <= 2)
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == [{"stage": "student", "epoch": epoch} for epoch in (1, 2)]
+    folder.append_metrics({"epoch": 3})
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 3
+
+
+def test_a_line_that_was_cut_short_is_dropped(tmp_path):
+    folder = RunFolder(tmp_path)
+    folder.append_metrics({"epoch": 1})
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"epoch": 2, "lo')  # the power went off
+    folder.drop_metrics(lambda line: line["epoch"] <= 2)
+    assert (tmp_path / "metrics.jsonl").read_text() == '{"epoch": 1}\n'
+
+
+def test_the_summary_is_json(tmp_path):
+    RunFolder(tmp_path).write_summary({"top1": {1: 50.0}})
+    assert json.loads((tmp_path / "summary.json").read_text()) == {"top1": {"1": 50.0}}
+
+
+def test_a_file_is_replaced_in_one_move(tmp_path, monkeypatch):
+    path = tmp_path / "file"
+    replace_text(path, "old")
+    monkeypatch.setattr(Path, "replace", lambda self, target: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        replace_text(path, "new")
+    assert path.read_text() == "old"
+
+
+def save(checkpoints, epochs, write=None):
+    checkpoints.save(epochs, write or (lambda path: (path / "state").write_text(str(epochs))), True, lambda: None)
+
+
+def test_the_newest_whole_checkpoint_is_found(tmp_path):
+    checkpoints = Checkpoints(RunFolder(tmp_path), "student")
+    assert checkpoints.latest() is None
+    for epochs in (9, 10):
+        save(checkpoints, epochs)
+    epochs, path = checkpoints.latest()
+    assert epochs == 10 and (path / "state").read_text() == "10"
+    assert [p.name for p in checkpoints.path.iterdir()] == ["epoch_0010"]
+    assert Checkpoints(RunFolder(tmp_path), "teacher").latest() is None
+
+
+def test_an_unfinished_checkpoint_is_never_found_and_the_one_before_stays(tmp_path):
+    checkpoints = Checkpoints(RunFolder(tmp_path), "student")
+
+    def crash(path):
+        (path / "state").write_text("half")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        save(checkpoints, 1, crash)
+    assert checkpoints.latest() is None
+    save(checkpoints, 1)
+    with pytest.raises(KeyboardInterrupt):
+        save(checkpoints, 2, crash)
+    assert (checkpoints.path / "unfinished").exists()
+    epochs, path = checkpoints.latest()
+    assert epochs == 1 and (path / "state").read_text() == "1"
+    save(checkpoints, 2)  # the remains are no obstacle
+    assert checkpoints.latest()[0] == 2 and not (checkpoints.path / "unfinished").exists()
+
+
+def test_the_older_checkpoint_goes_only_after_the_newer_is_whole(tmp_path, monkeypatch):
+    checkpoints = Checkpoints(RunFolder(tmp_path), "student")
+    save(checkpoints, 1)
+    monkeypatch.setattr("shutil.rmtree", lambda path, **kwargs: (_ for _ in ()).throw(KeyboardInterrupt)
+                        if "epoch" in Path(path).name else None)  # fmt: skip
+    with pytest.raises(KeyboardInterrupt):
+        save(checkpoints, 2)
+    assert sorted(p.name for p in checkpoints.path.iterdir()) == ["epoch_0001", "epoch_0002"]
+    assert checkpoints.latest()[0] == 2
+
+
+def test_only_the_main_process_touches_the_folder_but_all_write_and_wait(tmp_path):
+    calls = []
+    checkpoints = Checkpoints(RunFolder(tmp_path), "student")
+    checkpoints.save(1, lambda path: calls.append("write"), False, lambda: calls.append("wait"))
+    assert calls == ["wait", "write", "wait"] and not checkpoints.path.exists()
+
+
+def test_flatten():
+    nested = {"a": {"b": {"c": 1}, "d": []}, "e": {}, "f": None}
+    assert flatten(nested) == {"a.b.c": 1, "a.d": [], "e": {}, "f": None}

@@ -1,0 +1,112 @@
+"""Where a teacher's weights and its preprocessing come from."""
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+from toy_runs import TEACHER, equal
+
+from distill import TeacherConfig, teachers
+from distill.data import Preprocessing
+from distill.teachers import build_teacher, check_classes, has_weights, teacher_preprocessing
+
+
+def saved(folder, classes=10, **changes):
+    network = build_teacher(TeacherConfig(**{**TEACHER, **changes}), classes)
+    save_file(network.state_dict(), folder / "model.safetensors")
+    return network
+
+
+@pytest.mark.parametrize("form", ["file", "folder"])
+def test_weights_load_from_a_file_or_its_folder(tmp_path, form):
+    network = saved(tmp_path)
+    path = tmp_path / "model.safetensors" if form == "file" else tmp_path
+    config = TeacherConfig(**TEACHER, weights=str(path))
+    assert has_weights(config) and not has_weights(TeacherConfig(**TEACHER))
+    assert equal(build_teacher(config, 10).state_dict(), network.state_dict())
+
+
+def test_the_network_is_timms_with_the_changes_that_were_asked_for():
+    network = build_teacher(TeacherConfig(**TEACHER), 7)
+    assert network.conv1.kernel_size == (3, 3) and network.conv1.stride == (1, 1) and network.conv1.in_channels == 1
+    assert isinstance(network.maxpool, torch.nn.Identity) and network.fc.out_features == 7
+    assert [info["num_chs"] for info in network.feature_info][1:] == [4, 4, 8, 8]
+
+
+def test_timms_weights_are_asked_for_where_there_are_no_others(tmp_path, monkeypatch):
+    asked = []
+    make = teachers.create_ann
+
+    def create(name, classes, in_chans, cifar_stem, pretrained, kwargs):
+        asked.append(pretrained)
+        return make(name, classes, in_chans, cifar_stem, False, kwargs)
+
+    monkeypatch.setattr(teachers, "create_ann", create)
+    saved(tmp_path)
+    config = TeacherConfig(**{**TEACHER, "pretrained": True})
+    build_teacher(config, 10)
+    build_teacher(config, 10, weights=tmp_path)  # those that an interrupted run has saved
+    assert asked == [False, True, False]
+
+
+def test_missing_weights_are_named(tmp_path):
+    for path in (tmp_path / "none.safetensors", tmp_path):
+        with pytest.raises(FileNotFoundError, match=f"no weights at {path}"):
+            build_teacher(TeacherConfig(**TEACHER, weights=str(path)), 10)
+
+
+def test_weights_of_another_network_are_refused(tmp_path):
+    saved(tmp_path, kwargs={"channels": [4, 4, 8, 16]})
+    with pytest.raises(ValueError, match=r"does not fit ResNet: .*fc.weight: \(10, 16\), wanted \(10, 8\)"):
+        build_teacher(TeacherConfig(**TEACHER, weights=str(tmp_path)), 10)
+    with pytest.raises(ValueError, match=r"does not fit ResNet: .*missing keys"):
+        build_teacher(TeacherConfig(**{**TEACHER, "name": "resnet34"}, weights=str(tmp_path)), 10)
+
+
+def test_a_file_that_holds_no_weights_is_refused(tmp_path):
+    (tmp_path / "model.safetensors").write_text("nonsense")
+    with pytest.raises(ValueError, match="is not a safetensors file"):
+        build_teacher(TeacherConfig(**TEACHER, weights=str(tmp_path)), 10)
+
+
+def test_an_unknown_network_or_argument_is_refused():
+    with pytest.raises(ValueError, match=r"timm knows no network 'resnet19'.*resnet18"):
+        build_teacher(TeacherConfig(name="resnet19"), 10)
+    with pytest.raises(ValueError, match="does not take these arguments"):
+        build_teacher(TeacherConfig(name="resnet18", kwargs={"no_such_argument": 1}), 10)
+
+
+def test_the_preprocessing_is_that_of_the_configuration():
+    config = TeacherConfig(
+        input_size=[3, 8, 9], mean=[0.1, 0.2, 0.3], std=[1.0, 2.0, 3.0], interpolation="bicubic", crop_pct=0.5
+    )
+    assert teacher_preprocessing(config) == Preprocessing(
+        input_size=(3, 8, 9), mean=(0.1, 0.2, 0.3), std=(1.0, 2.0, 3.0), interpolation="bicubic", crop_pct=0.5
+    )
+    silent = teacher_preprocessing(TeacherConfig(**TEACHER))
+    assert (silent.interpolation, silent.crop_pct) == ("bilinear", 1.0)
+
+
+@pytest.mark.parametrize("missing", ["input_size", "mean", "std"])
+def test_own_weights_without_their_normalisation_are_refused_by_field(missing):
+    values = {name: value for name, value in TEACHER.items() if name != missing}
+    with pytest.raises(ValueError, match=rf"set teacher\.{missing};"):
+        teacher_preprocessing(TeacherConfig(**values, weights="somewhere"))
+
+
+def test_pretrained_weights_bring_their_preprocessing_and_the_configuration_has_the_last_word():
+    known = timm.data.resolve_model_data_config(timm.create_model("resnet18"))
+    found = teacher_preprocessing(TeacherConfig(pretrained=True))
+    assert found == Preprocessing(**{name: known[name] for name in
+                                     ("input_size", "mean", "std", "interpolation", "crop_pct")})  # fmt: skip
+    other = teacher_preprocessing(TeacherConfig(pretrained=True, input_size=[3, 64, 64], crop_pct=0.5))
+    assert (other.input_size, other.crop_pct, other.mean) == ((3, 64, 64), 0.5, found.mean)
+
+
+def test_pretrained_weights_with_another_number_of_classes_are_refused():
+    network = timm.create_model("resnet18", num_classes=10, channels=(4, 4, 8, 8))  # its weights know 1000
+    config = TeacherConfig(pretrained=True)
+    with pytest.raises(ValueError, match=r"'resnet18' know 1000 classes, the data has 10: .*train_teacher.py"):
+        check_classes(config, network, 10)
+    check_classes(config, network, 1000)
+    check_classes(TeacherConfig(), network, 10)  # weights of the user's own

@@ -1,0 +1,157 @@
+"""The scripts as a user starts them: in processes of their own."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import save_file
+
+import models
+
+ROOT = Path(__file__).resolve().parents[2]
+TINY = [
+    *("--teacher.kwargs", "{channels: [4, 4, 8, 8]}", "--teacher.input_size", "[1, 8, 8]"),
+    *("--data.max_train_samples", "128", "--data.max_eval_samples", "50", "--train.epochs", "1"),
+    *("--run.threads", "1", "--run.trackers", "[]", "--run.compile", "false"),
+]
+DISTIL = [*TINY, "--teacher_train.epochs", "1", "--student.timesteps", "2"]
+
+
+def call(folder, script, *arguments, launcher=()):
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("ACCELERATE_", "SPIKESWAP_"))}
+    environment |= {"OMP_NUM_THREADS": "1", "COLUMNS": "80", "ACCELERATE_USE_CPU": "true"}
+    command = [sys.executable, *launcher, str(ROOT / "scripts" / script), *arguments]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+
+
+def succeed(*args, **kwargs):
+    done = call(*args, **kwargs)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done
+
+
+def read(path):
+    return json.loads(path.read_text())
+
+
+def metrics(run):
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def teacher_run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("teacher")
+    done = succeed(folder, "train_teacher.py", *TINY, "--run.name", "mine")
+    return folder / "runs" / "mine", done
+
+
+def test_distillation_runs_from_nothing_to_a_student(tmp_path):
+    done = succeed(tmp_path, "distill.py", *DISTIL)
+    run = tmp_path / "runs" / "digits"  # what the default recipe says
+    assert [path.name for path in tmp_path.iterdir()] == ["runs"]
+    summary = read(run / "summary.json")
+    assert list(summary["hybrid_top1"]) == ["layer1", "layer2", "layer3"]
+    assert list(summary["student_top1_by_timesteps"]) == ["1", "2", "4"]
+    assert "top-1 (%)" in done.stderr and "everything is in runs/digits" in done.stderr
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    assert config["data"]["max_train_samples"] == 128 and config["train"]["batch_size"] == 64  # line, then recipe
+    assert [line["stage"] for line in metrics(run)] == ["teacher", "student"]
+    snn = models.load_snn(run / "student")
+    assert snn(torch.zeros(2, 1, 8, 8)).shape == (2, 10) and snn.timesteps == 2
+    assert "Warning" not in done.stderr and done.stdout == ""
+
+
+def test_a_teacher_of_its_own_script_teaches(teacher_run, tmp_path):
+    run, done = teacher_run
+    assert "teacher top-1" in done.stderr
+    weights = run / "teacher"
+    assert (weights / "model.safetensors").is_file() and (run / "summary.json").is_file()
+    succeed(tmp_path, "distill.py", *DISTIL, "--teacher.weights", str(weights), "--run.dir", "here")
+    assert read(tmp_path / "here" / "summary.json")["teacher_top1"] == read(run / "summary.json")["teacher_top1"]
+    assert not (tmp_path / "here" / "teacher").exists() and not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("script", ["distill.py", "train_teacher.py"])
+def test_help_is_shown(script, tmp_path):
+    done = succeed(tmp_path, script, "--help")
+    assert "--train.lr" in done.stdout and "--resume" in done.stdout and done.stderr == ""
+
+
+RESNET = "teacher: {name: resnet18, input_size: [1, 8, 8], kwargs: {channels: [4, 4, 8, 8]}, cifar_stem: true}\n"
+
+
+def no_mean(folder):
+    (folder / "recipe.yaml").write_text(RESNET)
+    return ["--config", "recipe.yaml"]
+
+
+def other_weights(folder):
+    save_file({"conv1.weight": torch.zeros(1)}, folder / "other.safetensors")
+    return ["--teacher.weights", "other.safetensors"]
+
+
+MISTAKES = {
+    "unknown key": (lambda folder: ["--train.epoch", "3"], ["train.epoch", "train.epochs"]),
+    "bad value": (lambda folder: ["--train.epochs", "0"], ["train.epochs", "at least 1", "0"]),
+    "wrong data path": (
+        lambda folder: ["--data.name", "folder", "--data.root", "nowhere"],
+        ["nowhere", "train/", "train.tar"],
+    ),
+    "missing weights": (lambda folder: ["--teacher.weights", "none.safetensors"], ["no weights at none.safetensors"]),
+    "mismatched weights": (other_weights, ["other.safetensors does not fit ResNet", "missing keys"]),
+    "missing mean and std": (no_mean, ["teacher.mean", "teacher.std"]),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_gives_one_clear_line_and_status_2(mistake, tmp_path):
+    arguments, texts = MISTAKES[mistake]
+    done = call(tmp_path, "distill.py", *arguments(tmp_path), "--run.trackers", "[]", "--run.threads", "1")
+    assert done.returncode == 2 and "Traceback" not in done.stderr and done.stdout == ""
+    errors = [line for line in done.stderr.splitlines() if line.startswith("distill.py: error: ")]
+    assert errors == done.stderr.splitlines()[-1:] and list(tmp_path.glob("*/*")) == []  # no folder is left behind
+    for text in texts:
+        assert text in errors[0]
+
+
+def test_two_processes_on_the_cpu_write_one_run(tmp_path):
+    # accelerate launch --cpu starts several processes with MPI only; torchrun sets the same environment
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+    arguments = [*DISTIL, "--train.batch_size", "16", "--teacher_train.batch_size", "16", "--run.dir", "run"]
+    done = succeed(tmp_path, "distill.py", *arguments, launcher=launcher)
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+    # 128 images, 16 on each of two processes: four optimizer steps an epoch
+    found = [(line["stage"], line["epoch"], line["steps"]) for line in metrics(tmp_path / "run")]
+    assert found == [("teacher", 1, 4), ("student", 1, 4)]
+    summary = read(tmp_path / "run" / "summary.json")
+    for accuracy in (summary["teacher_top1"], summary["student_top1"], *summary["hybrid_top1"].values()):
+        assert accuracy * 50 / 100 == pytest.approx(round(accuracy * 50 / 100))  # each of the 50 images counts once
+    assert done.stderr.count("top-1 (%)") == 1
+    assert models.load_snn(tmp_path / "run" / "student").timesteps == 2
+    again = call(tmp_path, "distill.py", *arguments, "--resume", "--train.lr", "0.5", launcher=launcher)
+    assert again.returncode != 0 and "train.lr (was 0.05, is 0.5)" in again.stderr
+
+
+def test_a_killed_run_goes_on_where_it_was(tmp_path):
+    arguments = [*DISTIL, "--train.epochs", "40", "--run.dir", "run"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(ROOT / "scripts" / "distill.py"), *arguments]
+    process = subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL)
+    checkpoints = tmp_path / "run" / "checkpoints" / "student"
+    while process.poll() is None and not list(checkpoints.glob("epoch_0003")):
+        try:
+            process.wait(timeout=0.05)
+        except subprocess.TimeoutExpired:
+            continue
+    process.kill()
+    process.wait()
+    assert not (tmp_path / "run" / "summary.json").exists()  # it was killed on its way
+    done = succeed(tmp_path, "distill.py", *arguments, "--resume")
+    assert "resuming the run in run" in done.stderr
+    assert [line["epoch"] for line in metrics(tmp_path / "run")] == [1, *range(1, 41)]
+    assert (tmp_path / "run" / "summary.json").exists()
