@@ -359,3 +359,29 @@ def test_a_student_of_other_classes_is_refused():
     student.fc = nn.Linear(student.fc.in_features, 5)
     with pytest.raises(ValueError, match="the student knows 5 classes, the teacher 7"):
         HybridDistiller(teacher, student, images=images_of())
+
+
+def test_images_of_another_size_than_the_probe_are_distilled_too():
+    teacher = teacher_of("resnet18")
+    distiller = HybridDistiller(teacher, student_of(teacher, 2), images=torch.randn(2, 3, 64, 64)).train()
+    out = distiller(torch.randn(3, 3, 32, 48))
+    assert [logits.shape for logits in out.hybrid_logits.values()] == [(3, 7)] * 3
+
+
+def test_somebodys_train_does_not_move_the_teachers_statistics():
+    teacher = teacher_of("resnet18")
+    distiller = HybridDistiller(teacher, student_of(teacher, 1), images=torch.randn(2, 3, 32, 32)).train()
+    before = {name: buffer.clone() for name, buffer in teacher.named_buffers()}
+    teacher.train()
+    distiller(torch.randn(4, 3, 32, 32))
+    for name, buffer in teacher.named_buffers():
+        assert torch.equal(buffer, before[name]), name
+
+
+def test_the_checks_leave_every_modules_mode_and_t_alone():
+    teacher = teacher_of("resnet18")
+    student = student_of(teacher, 3).train()
+    student.layer1[0].bn1.eval()
+    HybridDistiller(teacher, student, images=torch.randn(2, 3, 32, 32))
+    assert student.timesteps == 3 and student.training
+    assert not student.layer1[0].bn1.training and student.layer1[0].bn2.training

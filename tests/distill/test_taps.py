@@ -166,3 +166,9 @@ def test_appended_rows_come_last_in_the_type_of_the_others():
 def test_one_image_or_equal_ones_cannot_show_a_cut(images):
     with pytest.raises(ValueError, match="two or more different images"):
         check_taps(teacher_of("resnet18"), ["layer1"], images)
+
+
+@pytest.mark.parametrize("images", [torch.zeros(1, 3, 32, 32), torch.ones(3, 3, 32, 32)], ids=["one", "equal"])
+def test_a_cut_cannot_be_checked_on_one_image(images):
+    with pytest.raises(ValueError, match="two or more different images"):
+        check_taps(teacher_of("resnet18"), ["layer1"], images)

@@ -72,3 +72,13 @@ def test_an_error_of_the_pass_itself_is_not_swallowed():
         compile_kernels(enabled)
         with pytest.raises(KeyError):
             kernels._compilable(broken)("missing")
+
+
+def test_a_full_memory_is_not_blamed_on_the_compiler(monkeypatch):
+    def full(*args):
+        raise torch.OutOfMemoryError("no memory left")
+
+    monkeypatch.setattr(torch, "compile", lambda *args, **kwargs: full)
+    compile_kernels(True)
+    with pytest.raises(torch.OutOfMemoryError, match="no memory left"):
+        kernels._compilable(torch.neg)(torch.ones(2))

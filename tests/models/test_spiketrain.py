@@ -176,6 +176,26 @@ def test_adding_makes_a_new_train():
     torch.testing.assert_close(y.stream, stream + 1, rtol=0, atol=0)
 
 
+def test_a_clone_does_not_change_with_its_source():
+    x, stream = train()
+    y = x.clone()
+    y += 1.0
+    torch.testing.assert_close(x.stream, stream, rtol=0, atol=0)
+    torch.testing.assert_close(y.stream, stream + 1, rtol=0, atol=0)
+
+
+def test_a_monitor_that_looks_without_a_graph_takes_it_from_nobody():
+    x, _ = train()
+    weight = torch.randn(4, 4, 1, 1, dtype=torch.float64, requires_grad=True)
+    y = F.conv2d(x, weight)
+    with torch.no_grad():
+        y.rate.mean()
+    y.rate.sum().backward()
+    # d(sum of W r)/dW is the sum of r over images and pixels, for each output channel
+    expected = x.stream.mean(0).sum((0, 2, 3)).detach().expand(4, 4)[..., None, None]
+    torch.testing.assert_close(weight.grad, expected, rtol=1e-12, atol=1e-12)
+
+
 def test_a_constant_train_stores_one_step():
     x = SpikeTrain.constant(torch.ones(B, 4, 6, 6), 5, "rate")
     out = F.conv2d(x, torch.ones(3, 4, 3, 3)) + 1

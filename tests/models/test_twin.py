@@ -352,3 +352,19 @@ def test_a_network_without_activations_is_refused():
 def test_every_activation_becomes_a_neuron(activation):
     network = nn.Sequential(nn.Conv2d(3, 4, 3), activation(), nn.AdaptiveAvgPool2d(1), nn.Flatten(1))
     assert isinstance(spiking_twin(network, input_size=SIZE)[1], SpikingNeuron)
+
+
+def test_a_network_that_accelerate_prepared_has_a_twin_that_spikes():
+    """Under mixed precision Accelerate wraps `forward` on the instance, which a copy would take along."""
+    ann = ann_of("resnet18").float()
+    ann._original_forward = ann.forward
+    ann.forward = lambda images: images
+    twin = spiking_twin(ann, input_size=SIZE)
+    assert "forward" not in vars(twin) and twin(torch.zeros(1, *SIZE)).ndim == 2
+
+
+def test_a_forward_that_was_replaced_by_hand_is_refused():
+    ann = ann_of("resnet18").float()
+    ann.forward = lambda images: images
+    with pytest.raises(ValueError, match="replaced by hand"):
+        spiking_twin(ann, input_size=SIZE)
