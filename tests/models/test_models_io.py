@@ -126,14 +126,17 @@ def test_a_network_with_another_module_is_refused(tmp_path):
 
 
 def test_the_arguments_that_timm_remembers_are_enough_to_rebuild(tmp_path):
-    snn = spiking_twin(timm.create_model("resnet18", num_classes=7, **NARROW), input_size=SIZE).eval()
+    ann = timm.create_model("resnet18", num_classes=7, **NARROW)
+    if not hasattr(ann, "_model_args"):
+        pytest.skip("this version of timm does not remember its arguments")
+    snn = spiking_twin(ann, input_size=SIZE).eval()
     save_snn(snn, tmp_path)
     images = torch.randn(2, *SIZE)
     torch.testing.assert_close(load_snn(tmp_path)(images), snn(images), rtol=0, atol=0)
 
 
 def test_arguments_that_no_file_holds_are_refused_before_anything_is_written(tmp_path):
-    snn = spiking_twin(timm.create_model("resnet18", num_classes=7, act_layer=nn.ReLU6, **NARROW), input_size=SIZE)
+    snn = spiking_twin(create_ann("resnet18", 7, kwargs=NARROW | {"act_layer": nn.ReLU6}), input_size=SIZE)
     with pytest.raises(ValueError, match="cannot be written to a file"):
         save_snn(snn, tmp_path)
     assert list(tmp_path.iterdir()) == []
