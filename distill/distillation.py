@@ -17,11 +17,11 @@ from distill.hybrid import HybridDistiller
 from distill.loop import FitResult, fit, make_optimizer
 from distill.losses import distillation_losses
 from distill.report import model_card, rate_warnings, table, versions
-from distill.runs import replace_text
 from distill.session import Session
 from distill.teacher_training import train_teacher
 from distill.teachers import build_teacher, check_classes, has_weights, teacher_preprocessing
 from models import SpikingNetwork, check_saveable, create_snn, save_snn, spiking_twin
+from models.io import replace_text
 
 log = logging.getLogger(__name__)
 
@@ -101,15 +101,16 @@ def make_distiller(config: DistillConfig, teacher: nn.Module, images: Tensor) ->
 
 def _check(config: DistillConfig, teacher: nn.Module, data: Splits, images: Tensor) -> None:
     """Makes everything once, before a folder is made or a teacher trained for hours: what is wrong shows here."""
+
+    def check_training(model: nn.Module, train: TrainConfig) -> None:
+        make_optimizer(model, train)
+        train_loader(data.train, train.batch_size, seed=config.run.seed, workers=config.data.workers)
+
+    if not has_weights(config.teacher):
+        check_training(teacher, config.teacher_train)  # before the distiller freezes it
     distiller = make_distiller(config, teacher, images)
     check_saveable(distiller.student)
-    seed, workers = config.run.seed, config.data.workers
-    stages: list[tuple[nn.Module, TrainConfig]] = [(distiller, config.train)]
-    if not has_weights(config.teacher):
-        stages.append((build_teacher(config.teacher, len(data.classes)), config.teacher_train))
-    for model, train in stages:
-        make_optimizer(model, train)
-        train_loader(data.train, train.batch_size, seed=seed, workers=workers)
+    check_training(distiller, config.train)
 
 
 def _probe_images(data: Splits, device: torch.device) -> Tensor:

@@ -19,6 +19,7 @@ from typing import Any
 import yaml
 
 from distill.config import RunConfig
+from models.io import replace_text
 
 log = logging.getLogger(__name__)
 
@@ -164,10 +165,3 @@ def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[f"{prefix}{key}"] = value
     return flat
-
-
-def replace_text(path: Path, text: str) -> None:
-    """Writes a file in one move, so that a crash never leaves half of it."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text)
-    temporary.replace(path)

@@ -16,8 +16,6 @@ from distill.config import RunConfig
 from distill.runs import RunFolder, flatten, open_run
 from models import compile_kernels
 
-log = logging.getLogger("distill")
-
 
 class Session:
     """A started run on this process.

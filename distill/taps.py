@@ -96,13 +96,13 @@ def check_taps(teacher: nn.Module, names: Sequence[str], images: Tensor) -> list
     # the activations' hooks come first: where a tap is an activation itself, it must find itself remembered
     acts = [(m, remember) for m in teacher.modules() if isinstance(m, ACTIVATIONS)]
     with torch.no_grad(), hooks([*acts, *[(m, record(name)) for name, m in modules.items()]]):
-        teacher(images)
+        own = teacher(images)
     for name in modules:
         if name not in outputs:
             raise ValueError(f"tap {name!r} does not fire in a forward pass of the teacher")
     taps = []
     for name, output in outputs.items():  # in the order of firing
-        _check_cut(teacher, name, output, images)
+        _check_cut(teacher, name, output, images, own)
         activation = activations.get(name)
         if activation is None and output.min() >= 0 and output.max() > 0:
             activation = nn.ReLU()  # a functional activation leaves this trace only
@@ -111,29 +111,23 @@ def check_taps(teacher: nn.Module, names: Sequence[str], images: Tensor) -> list
 
 
 def _submodule(teacher: nn.Module, name: str) -> nn.Module:
-    try:
-        return teacher.get_submodule(name) if name else _fail(name)
-    except AttributeError:
-        parent = teacher
-        for part in name.split("."):
-            child = getattr(parent, part, None)
-            if not isinstance(child, nn.Module):
-                break
-            parent = child
-        near = [child for child, _ in parent.named_children()][:12]
-        raise ValueError(f"tap {name!r} is no module of the teacher; there are {near}") from None
+    if name:  # the empty name is the teacher itself
+        with contextlib.suppress(AttributeError):
+            return teacher.get_submodule(name)
+    parent = teacher
+    for part in name.split("."):
+        child = getattr(parent, part, None)
+        if not isinstance(child, nn.Module):
+            break
+        parent = child
+    near = [child for child, _ in parent.named_children()][:12]
+    raise ValueError(f"tap {name!r} is no module of the teacher; there are {near}")
 
 
-def _fail(name: str) -> nn.Module:
-    raise AttributeError(name)
-
-
-def _check_cut(teacher: nn.Module, name: str, feature: Tensor, images: Tensor) -> None:
+def _check_cut(teacher: nn.Module, name: str, feature: Tensor, images: Tensor, own: Tensor) -> None:
     same = feature[:1].expand_as(feature)
-    with torch.no_grad():
-        own = teacher(images)
-        with hooks([(teacher.get_submodule(name), lambda *_: same.clone())]):
-            logits = teacher(images)
+    with torch.no_grad(), hooks([(teacher.get_submodule(name), lambda *_: same.clone())]):
+        logits = teacher(images)
     difference = (logits - logits[:1]).abs().max().item()
     if not difference <= rounding(own):
         raise ValueError(

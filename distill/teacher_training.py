@@ -7,7 +7,6 @@ import logging
 
 import torch.nn.functional as F
 from accelerate.utils import set_seed
-from safetensors.torch import save_file
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -16,10 +15,9 @@ from distill.data import Splits, eval_loader, load_data, train_loader
 from distill.evaluation import top1
 from distill.loop import fit, unwrap
 from distill.report import versions
-from distill.runs import replace_text
 from distill.session import Session
 from distill.teachers import build_teacher, teacher_preprocessing
-from models.io import CONFIG, WEIGHTS
+from models.io import CONFIG, WEIGHTS, replace_text, save_weights
 
 log = logging.getLogger(__name__)
 
@@ -63,10 +61,8 @@ def train_teacher(
     network = unwrap(accelerator, result.model)
     if accelerator.is_main_process:
         path.mkdir(exist_ok=True)
-        state = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
-        save_file(state, path / (WEIGHTS + ".tmp"), metadata={"format": "pt"})
         replace_text(path / CONFIG, json.dumps(network.ann_spec, indent=2) + "\n")
-        (path / (WEIGHTS + ".tmp")).replace(path / WEIGHTS)  # the last file: where it is, the teacher is whole
+        save_weights(network, path / WEIGHTS)  # the last file: where it is, the teacher is whole
         log.info("the teacher, trained in %.0f s, is kept in %s", result.seconds, path)
     accelerator.wait_for_everyone()
     accelerator.free_memory()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -36,9 +37,8 @@ def save_snn(snn: SpikingNetwork, folder: str | os.PathLike[str], extra: dict[st
     spec = check_saveable(snn) | ({} if extra is None else {"extra": extra})
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in snn.state_dict().items()}
-    _replace(folder / WEIGHTS, lambda path: save_file(state, path, metadata={"format": "pt"}))
-    _replace(folder / CONFIG, lambda path: path.write_text(json.dumps(spec, indent=2) + "\n"))
+    save_weights(snn, folder / WEIGHTS)
+    replace_text(folder / CONFIG, json.dumps(spec, indent=2) + "\n")
 
 
 def check_saveable(snn: SpikingNetwork) -> dict[str, Any]:
@@ -145,7 +145,18 @@ def _anatomy(network: nn.Module) -> dict[str, Any]:
     return modules | {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
 
 
-def _replace(path: Path, write: Any) -> None:
+def save_weights(network: nn.Module, path: Path) -> None:
+    """Writes a network's parameters and buffers as safetensors, in one move."""
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
+    _replace(path, lambda temporary: save_file(state, temporary, metadata={"format": "pt"}))
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Writes a text file in one move."""
+    _replace(path, lambda temporary: temporary.write_text(text))
+
+
+def _replace(path: Path, write: Callable[[Path], Any]) -> None:
     """Writes beside the file and moves it into place, so that a crash never leaves half a file."""
     temporary = path.with_name(path.name + ".tmp")
     write(temporary)

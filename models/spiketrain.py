@@ -239,9 +239,6 @@ class SpikeTrain:
             raise UnsupportedOperationError(f"no rule for Tensor.{name} on a spike train")
         return functools.partial(rule, self)
 
-    def __rsub__(self, other):
-        return RULES[torch.sub](other, self)
-
 
 def _operator(name: str) -> Callable:
     """Python looks operators up on the class: each goes to the rule of the tensor's operator, or is refused."""
@@ -256,10 +253,10 @@ def _operator(name: str) -> Callable:
 
 
 for _operator_name in (
-    *("__add__", "__radd__", "__iadd__", "__sub__", "__isub__", "__mul__", "__rmul__", "__imul__", "__truediv__"),
-    *("__itruediv__", "__rtruediv__", "__neg__", "__getitem__", "__setitem__", "__pow__", "__rpow__", "__matmul__"),
-    *("__rmatmul__", "__lt__", "__le__", "__gt__", "__ge__", "__eq__", "__ne__", "__floordiv__", "__mod__"),
-    *("__abs__", "__bool__", "__float__", "__int__"),
+    *("__add__", "__radd__", "__iadd__", "__sub__", "__rsub__", "__isub__", "__mul__", "__rmul__", "__imul__"),
+    *("__truediv__", "__itruediv__", "__rtruediv__", "__neg__", "__getitem__", "__setitem__", "__pow__", "__rpow__"),
+    *("__matmul__", "__rmatmul__", "__lt__", "__le__", "__gt__", "__ge__", "__eq__", "__ne__", "__floordiv__"),
+    *("__mod__", "__abs__", "__bool__", "__float__", "__int__"),
 ):
     setattr(SpikeTrain, _operator_name, _operator(_operator_name))
 SpikeTrain.__hash__ = object.__hash__  # type: ignore[method-assign]  # __eq__ is refused, identity still counts

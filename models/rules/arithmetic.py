@@ -27,9 +27,14 @@ def add(x, other, *, alpha=1):
     return _elementwise(torch.add, x, other)
 
 
-@rate_rule(torch.sub, torch.Tensor.sub, torch.Tensor.__sub__, torch.Tensor.__rsub__)
+@rate_rule(torch.sub, torch.Tensor.sub, torch.Tensor.__sub__)
 def sub(x, other, *, alpha=1):
     return add(x, -alpha * other)
+
+
+@rate_rule(torch.rsub, torch.Tensor.__rsub__)
+def rsub(x, other):
+    return sub(other, x)
 
 
 @rate_rule(torch.neg, torch.Tensor.neg, torch.Tensor.__neg__)

@@ -24,6 +24,8 @@ SAME_ON_EACH_STEP = {
     "add a number to it": lambda x: 0.1 + x,
     "subtract": lambda x: x - 0.7,
     "subtract from": lambda x: 0.7 - x,
+    "torch.rsub": lambda x: torch.rsub(x, 0.7),
+    "Tensor.__rsub__": lambda x: torch.Tensor.__rsub__(x, 0.7),
     "scale": lambda x: x * 0.1,
     "scale it": lambda x: 0.1 * x,
     "divide": lambda x: x / 3,
