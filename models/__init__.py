@@ -1,18 +1,27 @@
 """Spiking networks: what they are, how they are made, saved and loaded. Knows nothing of training."""
 
 from models.ann import create_ann
+from models.compiling import compile_kernels
+from models.dsr import DSRConfig, DSRNeuron
 from models.dynamics import NeuronConfig
+from models.encoding import PoissonEncoder
 from models.io import check_saveable, load_snn, load_weights, save_snn
-from models.kernels import compile_kernels
-from models.network import ALGORITHMS, SpikingNetwork, set_algorithm
+from models.network import ALGORITHMS, PER_STEP, TWIN_ALGORITHMS, SpikingNetwork, set_algorithm
 from models.neuron import SpikingNeuron
+from models.online import ONLINE
 from models.registry import create_snn, list_snns
 from models.spiketrain import SpikeTrain, UnsupportedOperationError
 from models.twin import spiking_twin
 
 __all__ = [
     "ALGORITHMS",
+    "ONLINE",
+    "PER_STEP",
+    "TWIN_ALGORITHMS",
+    "DSRConfig",
+    "DSRNeuron",
     "NeuronConfig",
+    "PoissonEncoder",
     "SpikeTrain",
     "SpikingNetwork",
     "SpikingNeuron",

@@ -19,6 +19,8 @@ class NeuronConfig:
 
     leak: float = 0.2
     """What is left of the membrane after one step, in (0, 1]; 1 is an integrate-and-fire neuron."""
+    learnable_leak: bool = False
+    """Learn one leak for each layer (PLIF; Fang et al., ICCV 2021), starting at `leak`, which must then be below 1."""
     threshold: float = 1.0
     """Membrane at which the neuron fires, above 0."""
     reset: Literal["soft", "hard"] = "soft"
@@ -31,6 +33,8 @@ class NeuronConfig:
     def __post_init__(self) -> None:
         if not 0 < self.leak <= 1:
             raise ValueError(f"leak must be in (0, 1], found {self.leak}")
+        if self.learnable_leak and self.leak == 1:
+            raise ValueError("leak must be below 1 where it is learned, found 1.0: 1 - sigmoid(w) never reaches it")
         if not self.threshold > 0:
             raise ValueError(f"threshold must be above 0, found {self.threshold}")
         if self.reset not in ("soft", "hard"):
@@ -39,13 +43,17 @@ class NeuronConfig:
             raise ValueError(f"alpha must be above 0, found {self.alpha}")
 
 
-def step(current: Tensor, v: Tensor | float, neuron: NeuronConfig) -> tuple[Tensor, Tensor, Tensor]:
+Leak = Tensor | float
+"""The leak of a layer: a number, or a scalar tensor where it is learned."""
+
+
+def step(current: Tensor, v: Tensor | float, leak: Leak, neuron: NeuronConfig) -> tuple[Tensor, Tensor, Tensor]:
     """One step from the input current and the membrane that the step before left, same shapes.
 
     Returns:
         the membrane u before the reset, the spikes in {0, 1} and the membrane v after the reset.
     """
-    u = neuron.leak * v + current
+    u = leak * v + current
     s = (u >= neuron.threshold).to(u.dtype)
     return u, s, u - neuron.threshold * s if neuron.reset == "soft" else u * (1 - s)
 
@@ -56,9 +64,9 @@ def surrogate_derivative(u: Tensor, neuron: NeuronConfig) -> Tensor:
     return neuron.alpha * g * (1 - g)
 
 
-def membrane_derivative(u: Tensor, s: Tensor, h: Tensor, neuron: NeuronConfig) -> Tensor | float:
+def membrane_derivative(u: Tensor, s: Tensor, h: Tensor, leak: Leak, neuron: NeuronConfig) -> Leak:
     """a_t = du_{t+1}/du_t: what a change of the membrane `u` before the reset does to the next one."""
     if neuron.reset == "soft":
-        return neuron.leak if neuron.detach_reset else neuron.leak * (1 - neuron.threshold * h)
+        return leak if neuron.detach_reset else leak * (1 - neuron.threshold * h)
     through_reset = 1 - s if neuron.detach_reset else 1 - s - u * h
-    return neuron.leak * through_reset
+    return leak * through_reset

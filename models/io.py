@@ -14,7 +14,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from models.ann import create_ann, timm_spec
+from models.dsr import DSRConfig, DSRNeuron
 from models.dynamics import NeuronConfig
+from models.encoding import PoissonEncoder
 from models.network import SpikingNetwork
 from models.registry import create_snn
 from models.twin import spiking_twin
@@ -130,18 +132,26 @@ def _fill(network: nn.Module, state: dict[str, Tensor], path: Path) -> None:
 
 def _build(spec: dict[str, Any]) -> SpikingNetwork:
     neuron = NeuronConfig(**spec["neuron"])
+    encoder = PoissonEncoder(**spec["encoder"]) if spec.get("encoder") else None
     if spec["kind"] == "network":
-        names = ("name", "num_classes", "timesteps", "in_chans", "algorithm")
-        return create_snn(**{name: spec[name] for name in names}, neuron=neuron)
+        arguments = {name: spec[name] for name in ("name", "num_classes", "timesteps", "in_chans", "algorithm")}
+        dsr = DSRConfig(**spec.get("dsr", {}))
+        return create_snn(**arguments, neuron=neuron, width=spec.get("width"), encoder=encoder, dsr=dsr)
     if spec["kind"] == "twin":
         twin = {name: spec[name] for name in ("timesteps", "algorithm", "gates")}
-        return spiking_twin(create_ann(**spec["ann"]), **twin, neuron=neuron, input_size=tuple(spec["input_size"]))
+        size = tuple(spec["input_size"])
+        return spiking_twin(create_ann(**spec["ann"]), **twin, neuron=neuron, input_size=size, encoder=encoder)
     raise ValueError(f"kind must be one of 'network', 'twin', found {spec['kind']!r}")
 
 
 def _anatomy(network: nn.Module) -> dict[str, Any]:
     """Every module by type and arguments, every parameter and buffer by shape."""
-    modules = {name or "the network": (type(m), m.extra_repr()) for name, m in network.named_modules()}
+    # SpikingJelly's nodes show what they have learned, too: the arguments of DSR's are those of the module around them
+    nodes = {id(module.node) for module in network.modules() if isinstance(module, DSRNeuron)}
+    modules = {
+        name or "the network": (type(m), "" if id(m) in nodes else m.extra_repr())
+        for name, m in network.named_modules()
+    }
     return modules | {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
 
 

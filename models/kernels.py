@@ -1,82 +1,40 @@
 """The passes over a spike stream, fused: statistics in one, norm, residual sum, firing and means in another.
 
 Pure functions of tensors in the layout in which their memory lies, time first: (S, rows, C) for channels_last and
-for vectors, (S, B, C, pixels) otherwise. `torch.compile` turns each into one loop over the stream; without a
-compiler they run as they are written, which is said once in the log.
+for vectors, (S, B, C, pixels) otherwise. `torch.compile` turns each into one loop over the stream (`models.compiling`).
 
 Shapes: T steps, S stored steps (1 or T), B images, C channels. Numbers are computed at least in float32.
 """
 
 from __future__ import annotations
 
-import contextlib
-import functools
-import logging
-from collections.abc import Callable, Iterator
-from typing import Any
+import math
+from typing import Any, NamedTuple
 
 import torch
 from einops import rearrange
 from torch import Tensor
 
-from models.dynamics import NeuronConfig, membrane_derivative, step, surrogate_derivative
-
-log = logging.getLogger(__name__)
+from models.compiling import compilable, is_compiling
+from models.dynamics import Leak, NeuronConfig, membrane_derivative, step, surrogate_derivative
 
 Affine = tuple[Tensor, Tensor] | None
 """Scale and shift of each channel, (C,) each; None for 1 and 0."""
 
-_compiling = False
+
+class Means(NamedTuple):
+    """What a layer of neurons leaves for its rate rule, (B, C, ...) each."""
+
+    rate: Tensor
+    kappa: Tensor
+    chi: Tensor | None
+    """None where the leak is not learned."""
+    counts: Tensor | None
+    """The number of spikes, uint8; None for a T that it cannot hold."""
 
 
-def compile_kernels(enabled: bool) -> None:
-    """Chooses whether the fused passes are compiled (a few seconds for each kind of layer) or run as written.
-
-    Compiled passes are several times as fast and give the same numbers to rounding.
-    """
-    global _compiling
-    _compiling = enabled
-    if enabled:  # one for each combination of steps, terms and types: the default of 8 is soon used up
-        limit = torch._dynamo.config.recompile_limit
-        torch._dynamo.config.recompile_limit = max(128, limit)
-
-
-@contextlib.contextmanager
-def uncompiled() -> Iterator[None]:
-    """Runs kernels as written: for a probe, compiling costs more than it saves."""
-    global _compiling
-    kept, _compiling = _compiling, False
-    try:
-        yield
-    finally:
-        _compiling = kept
-
-
-def _compilable(kernel: Callable) -> Callable:
-    compiled = None
-
-    @functools.wraps(kernel)
-    def call(*args: Any) -> Any:
-        nonlocal compiled
-        if not _compiling:
-            return kernel(*args)
-        try:
-            compiled = compiled or torch.compile(kernel, dynamic=True)
-            return compiled(*args)
-        except torch.OutOfMemoryError:
-            raise
-        except Exception as error:  # dynamo and inductor raise what their many backends raise
-            compile_kernels(False)
-            log.warning(
-                "fused passes run uncompiled, several times slower: torch.compile failed (%s)", _first_line(error)
-            )
-            return kernel(*args)
-
-    return call
-
-
-def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
+MAX_COUNT = 255
+"""The most spikes that a uint8 can count."""
 
 
 def layout(folded: Tensor, steps: int) -> Tensor:
@@ -106,9 +64,13 @@ def mean_over_steps(folded: Tensor, steps: int) -> Tensor:
     return folded if steps == 1 else folded.unflatten(0, (steps, -1)).mean(0)
 
 
+def at_least_float32(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 def moments_and_mean(folded: Tensor, steps: int) -> tuple[Tensor, Tensor, Tensor]:
     """Mean and biased variance per channel over all steps, (C,), and the mean over time, (B, C, ...)."""
-    if not _compiling:
+    if not is_compiling():
         # the statistics of PyTorch's own batch norm, several times as fast as torch.var_mean on a CPU; in the type
         # of the running statistics, which for a bfloat16 stream would otherwise be bfloat16
         unused = folded.new_zeros(folded.shape[1], dtype=torch.promote_types(folded.dtype, torch.float32))
@@ -119,9 +81,9 @@ def moments_and_mean(folded: Tensor, steps: int) -> tuple[Tensor, Tensor, Tensor
     return mean, var, from_layout(value[None], folded)
 
 
-@_compilable
+@compilable
 def _moments_and_mean(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    x32 = x.to(torch.promote_types(x.dtype, torch.float32))
+    x32 = at_least_float32(x)
     others = [axis for axis in range(x.ndim) if axis != 2]
     # one pass instead of two: about one of the numbers, so that a large mean cancels nothing
     centre = x32[0, 0] if x.ndim == 3 else x32[0, 0, :, :1]
@@ -132,82 +94,186 @@ def _moments_and_mean(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 def fire(
     folded: list[Tensor],
-    steps: list[int],
     affine: list[Affine],
+    steps: list[int],
     timesteps: int,
     neuron: NeuronConfig,
+    leak: Leak,
 ) -> Tensor:
     """The spikes of T steps, (T*B, C, ...) in {0, 1}; the arguments are those of `fire_with_rate`."""
     like, streams, maps = _prepare(folded, steps, affine)
-    return from_layout(_fire(streams, maps, timesteps, neuron), like)
+    return from_layout(_fire(streams, maps, timesteps, neuron, leak), like)
 
 
 def fire_with_rate(
     folded: list[Tensor],
-    steps: list[int],
     affine: list[Affine],
+    steps: list[int],
     timesteps: int,
     neuron: NeuronConfig,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The spikes, their mean over time r, and kappa = dr/dcbar (Yu et al., NeurIPS 2024, section 4.2).
+    leak: Leak,
+) -> tuple[Tensor, Means]:
+    """The spikes, their mean over time r, kappa = dr/dcbar and, for a learned leak, chi = dr/dleak.
 
-    With h_t the surrogate derivative alpha g (1 - g), g = sigmoid(alpha (u_t - threshold)),
+    Yu et al., NeurIPS 2024, section 4.2. With h_t the surrogate derivative alpha g (1 - g),
+    g = sigmoid(alpha (u_t - threshold)), and v_t the membrane after the reset,
 
-        e_1 = 1,  e_{t+1} = 1 + a_t e_t,  a_t = du_{t+1}/du_t        kappa = mean_t e_t h_t
+        a_t = du_{t+1}/du_t
+        e_1 = 1,  e_{t+1} = 1 + a_t e_t        kappa = mean_t e_t h_t
+        p_1 = 0,  p_{t+1} = v_t + a_t p_t      chi = mean_t p_t h_t
+
+    e_t = du_t/dc for a current that changes alike at all steps; p_t = du_t/dleak, exact for the layer's own currents
+    (u_{t+1} = leak v_t + c_{t+1}): our extension of the rule to the learnable leak of Fang et al., ICCV 2021.
 
     Args:
         folded: the addends of the input current, (S*B, C, ...) each.
-        steps: S of each addend, 1 or T.
         affine: scale and shift of each addend.
+        steps: S of each addend, 1 or T.
         timesteps: T.
+        leak: a tensor where it is learned, for which alone chi is computed.
 
     Returns:
-        spikes (T*B, C, ...), r and kappa (B, C, ...), all in the type of the first addend.
+        spikes (T*B, C, ...) and the means, in the type of the first addend.
     """
     like, streams, maps = _prepare(folded, steps, affine)
-    spikes, rate, kappa = _fire_with_rate(streams, maps, timesteps, neuron)
-    return from_layout(spikes, like), from_layout(rate[None], like), from_layout(kappa[None], like)
+    if is_compiling():
+        spikes, *means = _fire_in_pieces(streams, maps, timesteps, neuron, leak)
+    else:
+        spikes, *means = _fire_with_rate(streams, maps, timesteps, neuron, leak)
+    shaped = (x if x is None else from_layout(x[None], like) for x in means)
+    return from_layout(spikes, like), Means(*shaped)  # type: ignore[arg-type]  # only the last two may be None
+
+
+PIECE = 2**18
+"""Numbers of a step that a CPU works on at a time: what the compiled pass keeps in between then stays in its cache."""
+
+
+def _fire_in_pieces(streams: list[Tensor], maps: list, timesteps: int, neuron: NeuronConfig, leak: Leak):
+    """The compiled `_fire_with_rate`, on a CPU a piece of the rows (or images) at a time.
+
+    The compiler keeps a membrane of every step in between; in pieces they need no memory to speak of.
+    """
+    shape, rows = streams[0].shape[1:], streams[0].shape[1]
+    spikes = streams[0].new_empty(timesteps, *shape)
+    means = [spikes.new_empty(shape) for _ in range(3 if isinstance(leak, Tensor) else 2)]
+    if timesteps <= MAX_COUNT:
+        means.append(spikes.new_empty(shape, dtype=torch.uint8))
+    piece = max(1, PIECE * rows // math.prod(shape)) if spikes.device.type == "cpu" else rows
+    for start in range(0, rows, piece):
+        part = slice(start, start + piece)
+        _fire_into(
+            [s[:, part] for s in streams], maps, timesteps, neuron, leak, spikes[:, part], [m[part] for m in means]
+        )
+    counts = means.pop() if timesteps <= MAX_COUNT else None
+    return spikes, *means, *[None] * (3 - len(means)), counts
+
+
+def fire_once(
+    folded: list[Tensor],
+    affine: list[Affine],
+    state: list[Tensor] | None,
+    neuron: NeuronConfig,
+    leak: Leak,
+) -> tuple[Tensor, list[Tensor]]:
+    """One step of `fire_with_rate`, for rate_s.
+
+    Args:
+        folded: the addends of the input current of this step, (B, C, ...) each.
+        state: what the step before returned; None before the first.
+
+    Returns:
+        spikes (B, C, ...) and the state: v, e, the sums of s_t and e_t h_t over the steps so far and, for a learned
+        leak, p and the sum of p_t h_t; in the layout of the addends' memory.
+    """
+    like, streams, maps = _prepare(folded, [1] * len(folded), affine)
+    if state is None:
+        zero = torch.zeros((), dtype=torch.promote_types(like.dtype, torch.float32), device=like.device)
+        state = [zero, zero + 1, zero, zero] + [zero, zero] * isinstance(leak, Tensor)
+    spikes, state = _fire_once(streams, maps, state, neuron, leak)
+    return from_layout(spikes[None], like), state
+
+
+def means_of_steps(state: list[Tensor], timesteps: int, like: Tensor) -> Means:
+    """The means of `fire_with_rate` from the state after T steps; `like` is a step's spikes."""
+    sums = [state[2], state[3], *state[5:]]
+    rate, kappa, *chi = (from_layout((x / timesteps).to(like.dtype)[None], like) for x in sums)
+    counts = from_layout(state[2].to(torch.uint8)[None], like) if timesteps <= MAX_COUNT else None
+    return Means(rate, kappa, chi[0] if chi else None, counts)
 
 
 def _prepare(folded: list[Tensor], steps: list[int], affine: list[Affine]) -> tuple[Tensor, list[Tensor], list[Affine]]:
     """Brings all addends into the layout of the first; the maps broadcast against one step of it."""
-    like = folded[0]
-    if like.ndim > 2 and not (is_channels_last(like) or like.is_contiguous()):
-        like = like.contiguous()
-    memory_format = torch.channels_last if is_channels_last(like) else torch.contiguous_format
-    streams = [layout(x.contiguous(memory_format=memory_format), s) for x, s in zip(folded, steps, strict=True)]
+    like = dense(folded[0])
+    streams = [layout(in_memory_format_of(like, x), s) for x, s in zip(folded, steps, strict=True)]
     column = like.ndim > 2 and not is_channels_last(like)
     maps = [m and tuple(v[:, None] if column else v for v in m) for m in affine]
     return like, streams, maps  # type: ignore[return-value]
 
 
-@_compilable
-def _fire(streams: list[Tensor], maps: list, timesteps: int, neuron: NeuronConfig) -> Tensor:
+def dense(x: Tensor) -> Tensor:
+    """The tensor in one of the two memory formats that have a layout."""
+    return x.contiguous() if x.ndim > 2 and not (is_channels_last(x) or x.is_contiguous()) else x
+
+
+def in_memory_format_of(like: Tensor, x: Tensor) -> Tensor:
+    return x.contiguous(memory_format=torch.channels_last if is_channels_last(like) else torch.contiguous_format)
+
+
+@compilable
+def _fire(streams: list[Tensor], maps: list, timesteps: int, neuron: NeuronConfig, leak: Leak) -> Tensor:
     v: Any = 0.0
     spikes = []
     for t in range(timesteps):
-        _, s, v = step(_current(streams, maps, t), v, neuron)
+        _, s, v = step(_current(streams, maps, t), v, leak, neuron)
         spikes.append(s.to(streams[0].dtype))
     return torch.stack(spikes)
 
 
-@_compilable
-def _fire_with_rate(streams: list[Tensor], maps: list, timesteps: int, neuron: NeuronConfig):
+@compilable
+def _fire_into(
+    streams: list[Tensor], maps: list, timesteps: int, neuron: NeuronConfig, leak: Leak, spikes: Tensor, means: list
+) -> None:
+    """`_fire_with_rate` that writes what it finds into tensors."""
+    found, *found_means = _fire_with_rate(streams, maps, timesteps, neuron, leak)
+    spikes.copy_(found)
+    for mean, found_mean in zip(means, [m for m in found_means if m is not None], strict=True):
+        mean.copy_(found_mean)
+
+
+def _fire_with_rate(streams: list[Tensor], maps: list, timesteps: int, neuron: NeuronConfig, leak: Leak):
+    learned = isinstance(leak, Tensor)
+    dtype = streams[0].dtype
     v: Any = 0.0
     rate: Any = 0.0
+    e: Any = 1.0
     kappa: Any = 0.0
-    eligibility: Any = 0.0
-    carried: Any = 0.0
+    p: Any = 0.0
+    chi: Any = 0.0
     spikes = []
     for t in range(timesteps):
-        u, s, v = step(_current(streams, maps, t), v, neuron)
+        u, s, v = step(_current(streams, maps, t), v, leak, neuron)
         h = surrogate_derivative(u, neuron)
-        eligibility = 1 + carried * eligibility
-        rate, kappa = rate + s, kappa + eligibility * h
-        carried = membrane_derivative(u, s, h, neuron)
-        spikes.append(s.to(streams[0].dtype))
-    dtype = streams[0].dtype
-    return torch.stack(spikes), (rate / timesteps).to(dtype), (kappa / timesteps).to(dtype)
+        a = membrane_derivative(u, s, h, leak, neuron)
+        rate, kappa, e = rate + s, kappa + e * h, 1 + a * e
+        if learned:
+            chi, p = chi + p * h, v + a * p
+        spikes.append(s.to(dtype))
+    means = [(rate / timesteps).to(dtype), (kappa / timesteps).to(dtype)]
+    means += [(chi / timesteps).to(dtype) if learned else None]
+    return torch.stack(spikes), *means, rate.to(torch.uint8) if timesteps <= MAX_COUNT else None
+
+
+@compilable
+def _fire_once(streams: list[Tensor], maps: list, state: list[Tensor], neuron: NeuronConfig, leak: Leak):
+    v, e, rate, kappa, *of_leak = state
+    u, s, v = step(_current(streams, maps, 0), v, leak, neuron)
+    h = surrogate_derivative(u, neuron)
+    a = membrane_derivative(u, s, h, leak, neuron)
+    new = [v, 1 + a * e, rate + s, kappa + e * h]
+    if of_leak:
+        p, chi = of_leak
+        new += [v + a * p, chi + p * h]
+    return s.to(streams[0].dtype), new
 
 
 def _current(streams: list[Tensor], maps: list, t: int) -> Tensor:
@@ -215,7 +281,7 @@ def _current(streams: list[Tensor], maps: list, t: int) -> Tensor:
     total: Any = None
     for stream, affine in zip(streams, maps, strict=True):
         x = stream[t if stream.shape[0] > 1 else 0]
-        x = x.to(torch.promote_types(x.dtype, torch.float32))
+        x = at_least_float32(x)
         x = x if affine is None else x * affine[0] + affine[1]
         total = x if total is None else total + x
     return total

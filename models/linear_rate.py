@@ -7,10 +7,24 @@ forward convolution of the rate is ever run; its backward pass is that of the ma
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
+
+
+class Counts(NamedTuple):
+    """The rate of a layer of neurons as the number of its spikes: what the backward pass keeps of it."""
+
+    spikes: Tensor
+    """uint8, (B, C, ...)."""
+    timesteps: int
+
+    def rate(self, dtype: torch.dtype) -> Tensor:
+        """The rate to the last bit: divided as the neurons divide it."""
+        return (self.spikes.to(torch.promote_types(dtype, torch.float32)) / self.timesteps).to(dtype)
 
 
 class ConvRate(Function):
@@ -20,18 +34,19 @@ class ConvRate(Function):
         rate: (B, C_in, ...). weight: (C_out, C_in/groups, ...). bias: (C_out,) or None.
         value: mean over time of the convolved stream, (B, C_out, ...).
         geometry: stride, padding, dilation (a list of ints each) and groups.
+        counts: the rate, where it is known as a number of spikes, or None.
     """
 
     @staticmethod
-    def forward(ctx, rate, weight, bias, value, geometry):
-        ctx.save_for_backward(rate, weight)
+    def forward(ctx, rate, weight, bias, value, geometry, counts):
+        _save(ctx, rate, weight, counts)
         ctx.geometry, ctx.bias_shape = geometry, None if bias is None else list(bias.shape)
         return value
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
-        rate, weight = ctx.saved_tensors
+        rate, weight = _saved(ctx)
         stride, padding, dilation, groups = ctx.geometry
         # under autocast the stream was convolved in the type of `grad`: so is the backward pass
         grads = torch.ops.aten.convolution_backward(
@@ -47,29 +62,29 @@ class ConvRate(Function):
             groups,
             list(ctx.needs_input_grad[:3]),
         )
-        return (*_as_types(grads, rate.dtype, weight.dtype, weight.dtype), None, None)
+        return (*_as_types(grads, ctx.rate_dtype, weight.dtype, weight.dtype), None, None, None)
 
 
 class LinearRate(Function):
     """The rate after a linear layer: `value` (B, ..., out) forward, the layer's backward at `rate` (B, ..., in)."""
 
     @staticmethod
-    def forward(ctx, rate, weight, bias, value):
-        ctx.save_for_backward(rate, weight)
+    def forward(ctx, rate, weight, bias, value, counts):
+        _save(ctx, rate, weight, counts)
         return value
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
-        rate, weight = ctx.saved_tensors
-        needs_rate, needs_weight, needs_bias, _ = ctx.needs_input_grad
+        rate, weight = _saved(ctx)
+        needs_rate, needs_weight, needs_bias, *_ = ctx.needs_input_grad
         rows = grad.flatten(0, -2)
         grads = (
             grad @ weight.to(grad.dtype) if needs_rate else None,
             rows.t() @ rate.to(grad.dtype).flatten(0, -2) if needs_weight else None,
             rows.sum(0) if needs_bias else None,
         )
-        return (*_as_types(grads, rate.dtype, weight.dtype, weight.dtype), None)
+        return (*_as_types(grads, ctx.rate_dtype, weight.dtype, weight.dtype), None, None)
 
 
 class WithValue(Function):
@@ -82,6 +97,17 @@ class WithValue(Function):
     @staticmethod
     def backward(ctx, grad):
         return grad, None
+
+
+def _save(ctx, rate: Tensor, weight: Tensor, counts: Counts | None) -> None:
+    """Keeps the rate as a number of spikes where it can: a byte for each neuron."""
+    ctx.save_for_backward(rate if counts is None else counts.spikes, weight)
+    ctx.rate_dtype, ctx.timesteps = rate.dtype, counts and counts.timesteps
+
+
+def _saved(ctx) -> tuple[Tensor, Tensor]:
+    kept, weight = ctx.saved_tensors
+    return (kept if ctx.timesteps is None else Counts(kept, ctx.timesteps).rate(ctx.rate_dtype)), weight
 
 
 def _as_types(grads: tuple[Tensor | None, ...], *dtypes: torch.dtype) -> tuple[Tensor | None, ...]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -16,11 +16,24 @@ from spikingjelly.activation_based.base import StepModule
 from torch import Tensor, nn
 
 import models.rules  # noqa: F401  (fills the table of rules)
-from models.kernels import uncompiled
+from models.compiling import uncompiled
+from models.dsr import DSRNeuron
+from models.encoding import PoissonEncoder
+from models.online import ONLINE, reset_online_nodes, use_online_nodes
 from models.spiketrain import Pass, SpikeTrain, UnsupportedOperationError
+from models.tape import Tape
 
-ALGORITHMS = ("rate_m", "bptt")
-"""rate_m: rate-based backpropagation, all steps at once; bptt: surrogate gradients through time."""
+ALGORITHMS = ("rate_m", "rate_s", "bptt", "ottt", "sltt", "dsr")
+"""The gradient in training. rate_m: rate-based backpropagation, all steps at once; rate_s: the same a step at a time,
+in memory that does not grow with T; bptt: surrogate gradients through time; ottt, sltt: forward in time, a backward
+pass each step (`models.online`); dsr: differentiation on spike representation, with neurons of its own (`models.dsr`).
+"""
+
+TWIN_ALGORITHMS = ("rate_m", "rate_s", "bptt")
+"""Those that train a spiking twin; the others serve the networks of the papers."""
+
+PER_STEP = ("bptt", "ottt", "sltt")
+"""The algorithms whose logits of each step have a gradient of their own."""
 
 
 class SpikingNetwork(nn.Module, StepModule):
@@ -34,39 +47,94 @@ class SpikingNetwork(nn.Module, StepModule):
         timesteps: T, settable.
         algorithm: one of `ALGORITHMS`; change it with `set_algorithm`.
         in_chans: channels of the images.
+        encoder: makes frames (T, B, C, H, W) of images (B, C, H, W) and T; None for the same image each step.
     """
 
     timesteps: int
     algorithm: str
     in_chans: int
+    encoder: PoissonEncoder | None
+    _next_step: int
     spec: dict[str, Any]
     """How the network was made, in JSON types: what `models.save_snn` writes and `models.load_snn` rebuilds from."""
 
-    def forward(self, images: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(self, images: Tensor, *, step: int | None = None, per_step: bool = False) -> Tensor:  # type: ignore[override]
         """
         Args:
-            images: (B, C, H, W), the same at each step, or (T, B, C, H, W), a frame for each step.
+            images: (B, C, H, W), or (T, B, C, H, W), a frame for each step.
+            step: of the algorithms "ottt" and "sltt" in training: which step to run, from 0 to T - 1 in turn, each
+                followed by its backward pass.
+            per_step: give the logits of each step.
 
         Returns:
-            logits (B, classes), the mean over time; those of one step, (B, classes), in step mode "s".
+            logits (B, classes), the mean over time; (T, B, classes) if `per_step`; those of one step, (B, classes),
+            with `step` or in step mode "s".
 
         Raises:
-            ValueError: for another number of axes, channels or frames than the network takes.
+            ValueError: for another number of axes, channels or frames than the network takes, values that the encoder
+                does not take, or logits of each step where the algorithm has no gradient of them.
             UnsupportedOperationError: names the operation that has no rule and the module that asked for it.
         """
         if self.step_mode == "s":
             return super().forward(images)  # type: ignore[misc]
         self._check(images)
-        kind: Pass = ("graph" if self.algorithm == "bptt" else "rate") if self.training else "plain"
+        online = self.training and self.algorithm in ONLINE
+        if online != (step is not None):
+            wanted = "needs step=0 to T - 1 in turn, a backward pass each" if online else "runs all steps in one call"
+            raise ValueError(f"{self.algorithm} {wanted}" + ("" if self.training else " in evaluation mode"))
+        if per_step and self.training and self.algorithm not in PER_STEP:
+            raise ValueError(f"{self.algorithm} has no gradient of each step's logits; those that have: {PER_STEP}")
+        if online:
+            return self._online_step(images, step)
+        images = images if self.encoder is None or images.ndim == 5 else self.encoder(images, self.timesteps)
+        if self.training and self.algorithm == "rate_s":
+            return self._step_by_step(images).rate
+        kind: Pass = ("rate" if self.algorithm == "rate_m" else "graph") if self.training else "plain"
         if images.ndim == 4:
-            train = SpikeTrain.constant(images, self.timesteps, kind)
+            output = self._traverse(SpikeTrain.constant(images, self.timesteps, kind))
         else:
-            train = SpikeTrain.from_stream(images, kind)
+            output = self._traverse(SpikeTrain.from_stream(images, kind))
+        return output.stream if per_step else output.rate
+
+    def _traverse(self, train: SpikeTrain) -> SpikeTrain:
+        """The network's own code on a train."""
         try:
-            output = super().forward(train)  # type: ignore[misc]
+            return super().forward(train)  # type: ignore[misc]
         except UnsupportedOperationError as error:
             raise UnsupportedOperationError(f"{error}, in {_path_in_traceback(self, error)}") from error
-        return output.rate
+
+    def _step_by_step(self, images: Tensor) -> SpikeTrain:
+        """rate_s: T traversals without a graph, then one of the rates that has it."""
+        tape = Tape(self.timesteps)
+        same_numbers = _random_numbers(images.device)
+        with torch.no_grad():
+            for t in range(self.timesteps):
+                same_numbers()  # one dropout mask for all steps
+                tape.rewind()
+                self._traverse(SpikeTrain.constant(images if images.ndim == 4 else images[t], 1, "step", tape))
+        tape.rewind()
+        same_numbers()
+        rate = images if images.ndim == 4 else images.mean(0)
+        with _counting_no_batch(self):
+            return self._traverse(SpikeTrain.constant(rate, 1, "replay", tape))
+
+    def _online_step(self, images: Tensor, step: int | None) -> Tensor:
+        """OTTT and SLTT: one step with its own graph; the neurons' nodes keep the state, without one."""
+        if step not in (0, self._next_step):
+            allowed = f"{self._next_step} or 0" if self._next_step else "0"
+            raise ValueError(f"step must be {allowed}, found {step}: the {self.timesteps} steps of a batch run in turn")
+        assert step is not None
+        if step == 0:
+            reset_online_nodes(self)
+        if images.ndim == 4 and self.encoder is not None:
+            images = self.encoder(images, 1)[0]
+        frame = images if images.ndim == 4 else images[step]
+        kind: Pass = self.algorithm  # type: ignore[assignment]
+        logits = self._traverse(SpikeTrain.constant(frame, 1, kind)).rate
+        self._next_step = (step + 1) % self.timesteps
+        if step == self.timesteps - 1:
+            reset_online_nodes(self)
+        return logits
 
     def _check(self, images: Tensor) -> None:
         if images.ndim not in (4, 5):
@@ -102,28 +170,73 @@ def probing(snn: SpikingNetwork, timesteps: int) -> Iterator[None]:
             module.training = training
 
 
+def _random_numbers(device: torch.device) -> Callable[[], None]:
+    """A function that puts the random numbers back to where they are now."""
+    state = torch.get_rng_state()
+    on_device = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+
+    def restore() -> None:
+        torch.set_rng_state(state)
+        if on_device is not None:
+            torch.cuda.set_rng_state(on_device, device)
+
+    return restore
+
+
+@contextlib.contextmanager
+def _counting_no_batch(network: nn.Module) -> Iterator[None]:
+    """The batches that norms have seen stay as they are: a replay is no further one."""
+    counters = {name: buffer for name, buffer in network.named_buffers() if name.endswith("num_batches_tracked")}
+    before = {name: counter.clone() for name, counter in counters.items()}
+    try:
+        yield
+    finally:
+        for name, counter in counters.items():
+            counter.copy_(before[name])
+
+
 def set_algorithm(snn: nn.Module, algorithm: str) -> nn.Module:
     """Chooses the gradient of the next training step; parameters and buffers stay as they are.
 
     Raises:
-        ValueError: if `algorithm` is not one of `ALGORITHMS`.
+        ValueError: if `algorithm` is not one of `ALGORITHMS`, or the network is not made for it: dsr has neurons of its
+            own, and a twin trains with rate_m, rate_s or bptt.
         TypeError: if `snn` is not a spiking network.
     """
     if not isinstance(snn, SpikingNetwork):
         raise TypeError(f"set_algorithm takes a spiking network, found {type(snn).__name__}")
     if algorithm not in ALGORITHMS:
         raise ValueError(f"algorithm must be one of {ALGORITHMS}, found {algorithm!r}")
+    if snn.spec.get("kind") == "twin" and algorithm not in TWIN_ALGORITHMS:
+        raise ValueError(
+            f"{algorithm} trains the networks of models.list_snns(); a twin takes one of {TWIN_ALGORITHMS}"
+        )
+    has_dsr = any(isinstance(module, DSRNeuron) for module in snn.modules())
+    if has_dsr != (algorithm == "dsr"):
+        raise ValueError(f"dsr has neurons of its own: make the network with algorithm={algorithm!r} from the start")
+    use_online_nodes(snn, algorithm)
+    snn._next_step = 0  # what was under way is over
     snn.algorithm = algorithm
     return snn
 
 
-def as_spiking(network: nn.Module, *, timesteps: int, algorithm: str, in_chans: int, spec: dict) -> SpikingNetwork:
+def as_spiking(
+    network: nn.Module,
+    *,
+    timesteps: int,
+    algorithm: str,
+    in_chans: int,
+    encoder: PoissonEncoder | None = None,
+    spec: dict[str, Any],
+) -> SpikingNetwork:
     """Turns a network whose activations are neurons into a `SpikingNetwork`, in place."""
     network.__class__ = _spiking_class(type(network))  # type: ignore[arg-type]
     assert isinstance(network, SpikingNetwork)
     network._step_mode = "m"
     network.timesteps = timesteps
     network.in_chans = in_chans
+    network.encoder = encoder
+    network._next_step = 0
     network.spec = spec
     set_algorithm(network, algorithm)
     return network

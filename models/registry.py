@@ -8,11 +8,26 @@ from collections.abc import Callable
 
 from torch import nn
 
+from models.dsr import DSRConfig, DSRNeuron
 from models.dynamics import NeuronConfig
+from models.encoding import PoissonEncoder
 from models.network import SpikingNetwork, as_spiking
-from models.resnet_cifar import resnet18_cifar
+from models.neuron import SpikingNeuron
+from models.preact_resnet import preact_resnet34
+from models.resnet_cifar import resnet18_cifar, resnet19_cifar
+from models.sew_resnet import sew_resnet18, sew_resnet34, sew_resnet50
+from models.vgg import vgg11_cifar, vgg13_cifar, vggsnn_cifar, vggsnn_dvs
 
-_NETWORKS: dict[str, Callable[[int, int, NeuronConfig], nn.Module]] = {"resnet18_cifar": resnet18_cifar}
+Builder = Callable[[int, int, int | None, Callable[[], nn.Module]], nn.Module]
+"""From the number of classes, channels of the images, width and a factory of neurons to a network."""
+
+_NETWORKS: dict[str, Builder] = {
+    builder.__name__: builder
+    for builder in (
+        *(resnet18_cifar, resnet19_cifar, vgg11_cifar, vgg13_cifar, vggsnn_cifar, vggsnn_dvs),
+        *(sew_resnet18, sew_resnet34, sew_resnet50, preact_resnet34),
+    )
+}
 
 
 def list_snns() -> list[str]:
@@ -27,6 +42,9 @@ def create_snn(
     in_chans: int = 3,
     neuron: NeuronConfig | None = None,
     algorithm: str = "rate_m",
+    width: int | None = None,
+    encoder: PoissonEncoder | None = None,
+    dsr: DSRConfig | None = None,
 ) -> SpikingNetwork:
     """Makes a spiking network with fresh weights.
 
@@ -37,6 +55,9 @@ def create_snn(
         in_chans: channels of the images.
         neuron: the neurons' constants; None for the paper's.
         algorithm: the gradient in training, one of `models.ALGORITHMS`.
+        width: channels of the first stage, to which all others keep their proportion; None for the paper's.
+        encoder: of images; None for the same image at each step.
+        dsr: the neurons of ``algorithm="dsr"``, in place of `neuron`; None for their defaults.
 
     Raises:
         ValueError: for an unknown name or algorithm, fewer than one step, class or channel.
@@ -47,7 +68,7 @@ def create_snn(
         raise ValueError(f"unknown spiking network {name!r}, known are {list_snns()}{hint}")
     if num_classes < 1 or in_chans < 1:
         raise ValueError(f"num_classes and in_chans must be at least 1, found {num_classes} and {in_chans}")
-    neuron = neuron or NeuronConfig()
+    neuron, dsr = neuron or NeuronConfig(), dsr or DSRConfig()
     spec = {
         "kind": "network",
         "name": name,
@@ -56,6 +77,10 @@ def create_snn(
         "in_chans": in_chans,
         "neuron": dataclasses.asdict(neuron),
         "algorithm": algorithm,
+        "width": width,
+        "encoder": None if encoder is None else dataclasses.asdict(encoder),
+        "dsr": dataclasses.asdict(dsr),
     }
-    network = _NETWORKS[name](num_classes, in_chans, neuron)
-    return as_spiking(network, timesteps=timesteps, algorithm=algorithm, in_chans=in_chans, spec=spec)
+    make = (lambda: DSRNeuron(dsr)) if algorithm == "dsr" else (lambda: SpikingNeuron(neuron))
+    network = _NETWORKS[name](num_classes, in_chans, width, make)
+    return as_spiking(network, timesteps=timesteps, algorithm=algorithm, in_chans=in_chans, encoder=encoder, spec=spec)

@@ -7,12 +7,16 @@ A module sees a spike train as one batch of shape (B, C, ...): the code of an un
 torchvision network runs on it, because every torch function that it calls is looked up in the
 table `RULES` (filled by `models.rules`) through `__torch_function__`.
 
-There are three kinds of pass, and a train belongs to one of them for good:
+A train belongs to one kind of pass for good:
 
-- ``"rate"``  the stream has no graph; `SpikeTrain.rate` has one, made of the rules of rate-based
+- ``"rate"``   the stream has no graph; `SpikeTrain.rate` has one, made of the rules of rate-based
   backpropagation (Yu et al., NeurIPS 2024, arXiv 2410.11488, section 4);
-- ``"graph"`` the stream has its own graph, as backpropagation through time (BPTT) needs;
-- ``"plain"`` the stream alone, for inference.
+- ``"graph"``  the stream has its own graph, as backpropagation through time (BPTT) needs;
+- ``"plain"``  the stream alone, for inference;
+- ``"step"``   one step of rate_s without a graph, what its rate needs going to the `tape`;
+- ``"replay"`` the rates of rate_s with their graph, from the tape; the stream is the rate's value;
+- ``"sltt"``, ``"ottt"``  one step with its own graph, for training that goes forward in time; under OTTT spikes carry
+  their trace.
 
 Streams are lazy: batch norm and sums stay pending *terms* until somebody needs the numbers. A neuron
 consumes the terms as they are, in one pass; everything else asks for `folded`, `stream` or `rate`.
@@ -29,9 +33,11 @@ import torch
 from torch import Tensor
 
 from models.kernels import mean_over_steps
+from models.linear_rate import Counts
 from models.normalization import Norm
+from models.tape import Mean, Tape
 
-Pass = Literal["rate", "graph", "plain"]
+Pass = Literal["rate", "graph", "plain", "step", "replay", "sltt", "ottt"]
 
 RULES: dict[Any, Callable[..., Any]] = {}
 """What each torch function does to a spike train. Filled by `models.rules`."""
@@ -54,6 +60,8 @@ class Term:
         link: given the mean of `stream` over time, returns it as a tensor with the graph of the rate
             rule that made this term; None outside of a rate pass.
         norm: an affine map per channel that is still to be applied to both.
+        counts: the rate, in a quarter of its memory, where it is that of a layer of neurons.
+        trace: of an OTTT pass, what stands for the spikes in the gradients of weights: (B, C, ...), without a graph.
     """
 
     stream: Tensor
@@ -61,6 +69,8 @@ class Term:
     link: Callable[[Tensor], Tensor] | None = None
     norm: Norm | None = None
     _rate: Tensor | None = None
+    counts: Counts | None = None
+    trace: Tensor | None = None
 
     def rate_before_norm(self, value: Tensor | None = None) -> Tensor:
         """The rate before `norm`, (B, C, ...); `value` is the mean of the stream where it is known already."""
@@ -82,14 +92,16 @@ class SpikeTrain:
         terms: the addends of the stream, all of shape (S*B, C, ...) with S in {1, T}.
         timesteps: T.
         kind: the kind of pass.
+        tape: of the passes "step" and "replay".
     """
 
-    __slots__ = ("_grad_enabled", "_rate", "kind", "terms", "timesteps")
+    __slots__ = ("_grad_enabled", "_rate", "kind", "tape", "terms", "timesteps")
 
-    def __init__(self, terms: Iterable[Term], timesteps: int, kind: Pass) -> None:
+    def __init__(self, terms: Iterable[Term], timesteps: int, kind: Pass, tape: Tape | None = None) -> None:
         self.terms = tuple(terms)
         self.timesteps = timesteps
         self.kind: Pass = kind
+        self.tape = tape
         self._rate: Tensor | None = None
         self._grad_enabled = torch.is_grad_enabled()
         if len(self.terms) > MAX_PENDING_TERMS:
@@ -98,11 +110,11 @@ class SpikeTrain:
     # -- making one -------------------------------------------------------------------------------
 
     @classmethod
-    def constant(cls, x: Tensor, timesteps: int, kind: Pass) -> SpikeTrain:
+    def constant(cls, x: Tensor, timesteps: int, kind: Pass, tape: Tape | None = None) -> SpikeTrain:
         """The same input at each of `timesteps` steps (direct encoding); `x` is (B, C, ...)."""
-        if kind == "rate":
-            return cls([Term(x.detach(), 1, _rate=x)], timesteps, kind)
-        return cls([Term(x, 1)], timesteps, kind)
+        if kind in ("rate", "replay"):
+            return cls([Term(x.detach(), 1, _rate=x)], timesteps, kind, tape)
+        return cls([Term(x, 1)], timesteps, kind, tape)
 
     @classmethod
     def from_stream(cls, stream: Tensor, kind: Pass) -> SpikeTrain:
@@ -114,33 +126,66 @@ class SpikeTrain:
 
     def derive(
         self,
-        stream: Tensor,
+        stream: Tensor | None,
         steps: int,
         *,
         rate: Tensor | None = None,
         link: Callable[[Tensor], Tensor] | None = None,
+        counts: Counts | None = None,
+        trace: Tensor | None = None,
     ) -> SpikeTrain:
         """A train of the same pass from a folded stream and, in a rate pass, its rate or the link that makes it."""
+        if self.kind == "step" and link is not None:
+            assert stream is not None and self.tape is not None
+            self.tape.record(Mean).add(stream)
+        if self.kind == "replay":
+            assert self.tape is not None
+            if link is not None:
+                mean: Mean = self.tape.take()
+                rate = link(mean.value(self.tape.timesteps).to(mean.dtype))
+            assert rate is not None
+            return self.of_terms(Term(rate.detach(), 1, _rate=rate, counts=counts))
         if self.kind != "rate":
             rate = link = None
-        return SpikeTrain([Term(stream, steps, link=link, _rate=rate)], self.timesteps, self.kind)
+        assert stream is not None
+        return self.of_terms(Term(stream, steps, link=link, _rate=rate, counts=counts, trace=trace))
+
+    def of_terms(self, *terms: Term) -> SpikeTrain:
+        """A train of the same pass."""
+        return SpikeTrain(terms, self.timesteps, self.kind, self.tape)
 
     # -- the numbers ------------------------------------------------------------------------------
 
-    def on_streams(self, function: Callable[..., Tensor], *streams: Tensor) -> Tensor:
-        """Runs the stream's part of a rule, which has a graph in a graph pass only.
+    def on_streams(self, function: Callable[..., Any], *streams: Tensor) -> Any:
+        """Runs the stream's part of a rule, which has a graph where streams have one; nothing in a replay.
 
         The streams come as arguments, computed before: what a rate needs on the way must not lose its graph.
         """
-        with torch.set_grad_enabled(self.kind == "graph" and torch.is_grad_enabled()):
+        if self.kind == "replay":
+            return None
+        with torch.set_grad_enabled(self.streams_have_graph and torch.is_grad_enabled()):
             return function(*streams)
+
+    @property
+    def streams_have_graph(self) -> bool:
+        return self.kind in ("graph", "sltt", "ottt")
+
+    @property
+    def has_rate(self) -> bool:
+        """Whether the rate is a tensor of its own, with the graph of the rate rules."""
+        return self.kind in ("rate", "replay")
+
+    @property
+    def trace(self) -> Tensor | None:
+        """What stands for the spikes in the gradients of weights under OTTT; None elsewhere and for currents."""
+        return self.terms[0].trace
 
     def single(self) -> Term:
         """The train as one term without a pending norm, computed once and kept."""
         if len(self.terms) == 1 and self.terms[0].norm is None:
             return self.terms[0]
-        stream = self.on_streams(self._sum_of_terms)
-        rate = self.rate if self.kind == "rate" else None
+        rate = self.rate if self.has_rate else None
+        stream = rate.detach() if self.kind == "replay" else self.on_streams(self._sum_of_terms)  # type: ignore[union-attr]
         self.terms = (Term(stream, self.steps, _rate=rate),)
         return self.terms[0]
 
@@ -168,7 +213,7 @@ class SpikeTrain:
     @property
     def rate(self) -> Tensor:
         """The mean over time, (B, C, ...), with the graph that this kind of pass gives it."""
-        if self._rate is None and self.kind == "rate":
+        if self._rate is None and self.has_rate:
             # a monitor that looks under no_grad must not take the graph from everybody else
             with torch.set_grad_enabled(self._grad_enabled):
                 self._rate = functools.reduce(torch.add, [t.rate() for t in self.terms])
@@ -204,7 +249,7 @@ class SpikeTrain:
 
     @property
     def requires_grad(self) -> bool:
-        return self.rate.requires_grad if self.kind == "rate" else self.terms[0].stream.requires_grad
+        return self.rate.requires_grad if self.has_rate else self.terms[0].stream.requires_grad
 
     def is_floating_point(self) -> bool:
         return True

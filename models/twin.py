@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from models.ann import create_ann
 from models.dynamics import NeuronConfig
+from models.encoding import PoissonEncoder
 from models.network import SpikingNetwork, as_spiking, check_timesteps, probing
 from models.neuron import SpikingNeuron
 from models.rules import constant_of_rate
@@ -65,6 +66,7 @@ def spiking_twin(
     algorithm: str = "rate_m",
     gates: Literal["refuse", "keep"] = "refuse",
     input_size: tuple[int, int, int] | None = None,
+    encoder: PoissonEncoder | None = None,
 ) -> SpikingNetwork:
     """Copies a network with neurons in place of its activations. The source is left as it is.
 
@@ -73,10 +75,11 @@ def spiking_twin(
         timesteps: T, at least 1.
         neuron: the neurons' constants; None for the defaults.
         init: "teacher" copies the weights; "scratch" draws them anew as the network's own initialisation does.
-        algorithm: the gradient in training, one of `models.ALGORITHMS`.
+        algorithm: the gradient in training: "rate_m", "rate_s" (not with gates) or "bptt".
         gates: "refuse" raises on a gate (squeeze-and-excitation and the like); "keep" leaves it analogue: it is
             computed on the rate and multiplied onto every step.
         input_size: (C, H, W) of the probe image; None for what the network's pretrained configuration says.
+        encoder: of images; None for the same image at each step.
 
     Raises:
         ValueError: for a value outside of those named above, a gate under ``gates="refuse"`` (naming it), or a
@@ -107,8 +110,9 @@ def spiking_twin(
         "algorithm": algorithm,
         "gates": gates,
         "input_size": list(input_size),
+        "encoder": None if encoder is None else dataclasses.asdict(encoder),
     }
-    snn = as_spiking(twin, timesteps=timesteps, algorithm=algorithm, in_chans=input_size[0], spec=spec)
+    snn = as_spiking(twin, timesteps=timesteps, algorithm=algorithm, in_chans=input_size[0], encoder=encoder, spec=spec)
     _probe(snn, input_size)
     return snn
 

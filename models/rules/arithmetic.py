@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.rules.base import rate_rule
+from models.rules.base import on_traces, rate_rule
 from models.spiketrain import SpikeTrain, UnsupportedOperationError
 
 
@@ -22,8 +22,8 @@ def add(x, other, *, alpha=1):
         x, other = other, x
     if not isinstance(other, SpikeTrain):
         other = constant_like(x, other)
-    if x.shape == other.shape and x.kind != "graph":
-        return SpikeTrain(x.terms + other.terms, x.timesteps, x.kind)
+    if x.shape == other.shape and not x.streams_have_graph:
+        return x.of_terms(*x.terms, *other.terms)
     return _elementwise(torch.add, x, other)
 
 
@@ -47,9 +47,11 @@ def mul(x, other):
     """Products with what is the same at each step: a number, a parameter, a mask, a constant train."""
     if not isinstance(x, SpikeTrain):
         x, other = other, x
+    both_spike = isinstance(other, SpikeTrain)
     if not isinstance(other, SpikeTrain):
         other = constant_like(x, other)
-    if x.steps > 1 and other.steps > 1:
+    # under rate_s all trains have one step, and which are constant over time is not known
+    if both_spike and (x.kind in ("step", "replay") or (x.steps > 1 and other.steps > 1)):
         raise UnsupportedOperationError("no rule for the product of two spike trains (a gate?)")
     return _elementwise(torch.mul, x, other)
 
@@ -83,15 +85,15 @@ def constant_like(x: SpikeTrain, value: Tensor | float) -> SpikeTrain:
         value = torch.as_tensor(value, dtype=x.dtype, device=x.device)
     tensor = value.to(x.dtype) if value.ndim == 0 else value
     tensor = tensor.reshape((1,) * (x.ndim - tensor.ndim) + tuple(tensor.shape))
-    return SpikeTrain.constant(tensor, x.timesteps, x.kind)
+    return SpikeTrain.constant(tensor, x.timesteps, x.kind, x.tape)
 
 
 def _elementwise(function: Callable, x: SpikeTrain, y: SpikeTrain) -> SpikeTrain:
     """A function of two trains that broadcast, at most bilinear, and linear in those that change over time."""
     x_steps, y_steps = x.folded.unflatten(0, (x.steps, -1)), y.folded.unflatten(0, (y.steps, -1))
     stream = x.on_streams(lambda *streams: function(*streams).flatten(0, 1), x_steps, y_steps)
-    rate = function(x.rate, y.rate) if x.kind == "rate" else None
-    return x.derive(stream, max(x.steps, y.steps), rate=rate)
+    rate = function(x.rate, y.rate) if x.has_rate else None
+    return x.derive(stream, max(x.steps, y.steps), rate=rate, trace=on_traces(function, x, y))
 
 
 def _dropout(function: Callable, mask_shape: Callable[[torch.Size], tuple[int, ...]]) -> None:

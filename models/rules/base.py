@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from models.spiketrain import RULES, SpikeTrain
+from models.spiketrain import RULES, SpikeTrain, UnsupportedOperationError
 
 
 def rate_rule(*functions: Any) -> Callable[[Callable], Callable]:
@@ -22,9 +23,18 @@ def rate_rule(*functions: Any) -> Callable[[Callable], Callable]:
 
 
 def affine(x: SpikeTrain, function: Callable[[Tensor], Tensor]) -> SpikeTrain:
-    """Applies a map that is affine for each image by itself, on the stream and on the rate."""
+    """Applies a map that is affine for each image by itself, on the stream and on the rate (and on OTTT's trace)."""
     stream = x.on_streams(function, x.folded)
-    return x.derive(stream, x.steps, rate=function(x.rate) if x.kind == "rate" else None)
+    rate = function(x.rate) if x.has_rate else None
+    return x.derive(stream, x.steps, rate=rate, trace=on_traces(function, x))
+
+
+def on_traces(function: Callable[..., Tensor], *trains: SpikeTrain) -> Tensor | None:
+    """The trace of what a function makes of spikes, without a graph; a train without one counts as it is."""
+    if all(train.trace is None for train in trains):
+        return None
+    with torch.no_grad():
+        return function(*(train.folded if train.trace is None else train.trace for train in trains))
 
 
 def affine_function(*functions: Any) -> None:
@@ -35,5 +45,8 @@ def affine_function(*functions: Any) -> None:
 
 def constant_of_rate(x: SpikeTrain, function: Callable[[Tensor], Tensor]) -> SpikeTrain:
     """A train that holds ``function(rate)`` at each step: how analogue gates see a spike train."""
-    rate = function(x.rate)
-    return SpikeTrain.constant(rate, x.timesteps, x.kind)
+    if x.kind in ("step", "replay"):
+        raise UnsupportedOperationError(
+            "no rule under rate_s for a gate: it is computed on the rate of all steps, which the first step cannot know"
+        )
+    return SpikeTrain.constant(function(x.rate), x.timesteps, x.kind)

@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from models.kernels import moments_and_mean
 from models.linear_rate import ConvRate, LinearRate, WithValue
 from models.normalization import Norm, update_running
-from models.rules.base import affine, affine_function, rate_rule
+from models.rules.base import affine, affine_function, on_traces, rate_rule
 from models.spiketrain import SpikeTrain, Term, UnsupportedOperationError
+from models.tape import Moments
 
 
 def _convolution(function: Callable, spatial: int) -> None:
@@ -21,9 +22,30 @@ def _convolution(function: Callable, spatial: int) -> None:
         stride, dilation = _ints(stride, spatial), _ints(dilation, spatial)
         x, padding = _explicit_padding(x, weight, padding, dilation, spatial)
         geometry = (stride, padding, dilation, groups)
-        stream = x.on_streams(lambda folded: function(folded, weight, bias, *geometry), x.folded)
-        rate = x.rate if x.kind == "rate" else None
-        return x.derive(stream, x.steps, link=lambda value: ConvRate.apply(rate, weight, bias, value, geometry))
+        return linear_map(
+            x,
+            lambda v: function(v, weight, bias, *geometry),
+            lambda v, value, counts: ConvRate.apply(v, weight, bias, value, geometry, counts),
+        )
+
+
+def linear_map(x: SpikeTrain, function: Callable, at_rate: Callable) -> SpikeTrain:
+    """A convolution or linear layer.
+
+    Args:
+        function: the layer, on the folded stream.
+        at_rate: given the layer's input, the value of its output and the input's counts or None, that value with the
+            layer's backward pass.
+    """
+    if x.trace is not None:
+        # OTTT (Xiao et al., NeurIPS 2022, equation 9): the gradient of the weight sees the trace, that of the input
+        # the spikes' own graph
+        with torch.no_grad():
+            value = function(x.folded)
+        return x.derive(at_rate(WithValue.apply(x.folded, x.trace), value, None), 1)
+    stream = x.on_streams(function, x.folded)
+    rate, counts = x.rate if x.has_rate else None, x.single().counts
+    return x.derive(stream, x.steps, link=lambda value: at_rate(rate, value, counts))
 
 
 def _explicit_padding(x, weight, padding, dilation, spatial) -> tuple[SpikeTrain, list[int]]:
@@ -50,31 +72,38 @@ for _function, _spatial in ((F.conv1d, 1), (F.conv2d, 2), (F.conv3d, 3)):
 
 @rate_rule(F.linear)
 def linear(x, weight, bias=None):
-    stream = x.on_streams(lambda folded: F.linear(folded, weight, bias), x.folded)
-    rate = x.rate if x.kind == "rate" else None
-    return x.derive(stream, x.steps, link=lambda value: LinearRate.apply(rate, weight, bias, value))
+    return linear_map(
+        x,
+        lambda v: F.linear(v, weight, bias),
+        lambda v, value, counts: LinearRate.apply(v, weight, bias, value, counts),
+    )
 
 
 @rate_rule(F.batch_norm)
 def batch_norm(
     x, running_mean, running_var, weight=None, bias=None, training=False, momentum=0.1, eps=1e-5
 ) -> SpikeTrain:
-    """rate_M: the statistics of all steps together; the affine map itself stays pending."""
-    if x.kind == "graph":
+    """rate_m: the statistics of all steps together; rate_s: of each step; the affine map itself stays pending."""
+    if x.streams_have_graph:
         return _batch_norm_with_graph(x, running_mean, running_var, weight, bias, training, momentum, eps)
     term, value = x.single(), None
-    if training:
+    if not training:
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        mean, invstd = running_mean.to(dtype, copy=True), torch.rsqrt(running_var.to(dtype) + eps)
+    elif x.kind == "replay":
+        mean, invstd = x.tape.take().value(x.tape.timesteps)
+    else:
         if _count(x) == 1:
             raise ValueError(f"batch norm in training takes more than 1 value per channel, found {tuple(x.shape)}")
         mean, var, value = moments_and_mean(term.stream, term.steps)
+        if x.kind == "step":
+            x.tape.record(Moments).add(mean, var, eps)
         if running_mean is not None:
             update_running(running_mean, running_var, mean, var, momentum, _count(x))
-    else:
-        dtype = torch.promote_types(x.dtype, torch.float32)
-        mean, var = running_mean.to(dtype, copy=True), running_var.to(dtype)
-    norm = Norm(mean, torch.rsqrt(var + eps), weight, bias, of_batch=training)
-    rate = term.rate_before_norm(value) if x.kind == "rate" else None
-    return SpikeTrain([Term(term.stream, term.steps, norm=norm, _rate=rate)], x.timesteps, x.kind)
+        invstd = torch.rsqrt(var + eps)
+    norm = Norm(mean, invstd, weight, bias, of_batch=training)
+    rate = term.rate_before_norm(value) if x.has_rate else None
+    return x.of_terms(Term(term.stream, term.steps, norm=norm, _rate=rate))
 
 
 def _batch_norm_with_graph(x, running_mean, running_var, weight, bias, training, momentum, eps) -> SpikeTrain:
@@ -98,9 +127,14 @@ def _max_pool(function: Callable) -> Callable:
         """Each step's spikes are pooled; the gradient goes through the argmax of the rate."""
         if kwargs.get("return_indices"):
             raise UnsupportedOperationError("no rule for max pooling with return_indices=True on a spike train")
-        stream = x.on_streams(lambda folded: function(folded, *args, **kwargs), x.folded)
-        rate = x.rate if x.kind == "rate" else None
-        return x.derive(stream, x.steps, link=lambda value: WithValue.apply(function(rate, *args, **kwargs), value))
+
+        def pool(v):
+            return function(v, *args, **kwargs)
+
+        stream = x.on_streams(pool, x.folded)
+        rate = x.rate if x.has_rate else None
+        trace = on_traces(pool, x)
+        return x.derive(stream, x.steps, link=lambda value: WithValue.apply(pool(rate), value), trace=trace)
 
     return rule
 

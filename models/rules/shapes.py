@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from models.rules.arithmetic import constant_like
-from models.rules.base import affine, affine_function, rate_rule
+from models.rules.base import affine, affine_function, on_traces, rate_rule
 from models.spiketrain import SpikeTrain, UnsupportedOperationError
 
 
@@ -98,8 +98,9 @@ def cat(trains, dim=0):
     steps = max(t.steps for t in trains)
     parts = [t.folded if t.steps == steps else t.stream.flatten(0, 1) for t in trains]
     stream = first.on_streams(lambda *streams: torch.cat(streams, dim), *parts)
-    rate = torch.cat([t.rate for t in trains], dim) if first.kind == "rate" else None
-    return first.derive(stream, steps, rate=rate)
+    rate = torch.cat([t.rate for t in trains], dim) if first.has_rate else None
+    trace = on_traces(lambda *traces: torch.cat(traces, dim), *trains)
+    return first.derive(stream, steps, rate=rate, trace=trace)
 
 
 def _pieces(name: str, size_name: str) -> None:
@@ -110,9 +111,15 @@ def _pieces(name: str, size_name: str) -> None:
         size = kwargs[size_name] if size_name in kwargs else args[0]
         dim = args[1] if len(args) > 1 else dim
         _axis_check(x, name, dim)
-        rates = function(x.rate, size, dim) if x.kind == "rate" else None
-        streams = x.on_streams(lambda folded: function(folded, size, dim), x.folded)
-        return tuple(x.derive(s, x.steps, rate=rates and rates[i]) for i, s in enumerate(streams))
+
+        def pieces(v):
+            return function(v, size, dim)
+
+        rates, traces = pieces(x.rate) if x.has_rate else None, on_traces(pieces, x)
+        streams = x.on_streams(pieces, x.folded) or rates
+        return tuple(
+            x.derive(s, x.steps, rate=rates and rates[i], trace=traces and traces[i]) for i, s in enumerate(streams)
+        )
 
 
 _pieces("chunk", "chunks")
@@ -126,7 +133,7 @@ def contiguous(x, memory_format=torch.contiguous_format):
 
 @rate_rule(torch.clone, torch.Tensor.clone)
 def clone(x, *, memory_format=torch.preserve_format):
-    return SpikeTrain(x.terms, x.timesteps, x.kind)  # shares the tensors, which no rule changes in place
+    return x.of_terms(*x.terms)  # shares the tensors, which no rule changes in place
 
 
 @rate_rule(torch.Tensor.to)

@@ -68,6 +68,15 @@ def rate_and_kappa(currents: Tensor, **neuron) -> tuple[Tensor, Tensor, Tensor]:
     return spikes.detach(), spikes.detach().mean(0), kappa
 
 
+def derivative_by_leak(currents: Tensor, leak, **neuron) -> Tensor:
+    """chi: of the rate with respect to a leak, element by element, through time."""
+    with torch.enable_grad():
+        leaks = torch.full_like(currents[0], float(leak)).requires_grad_()
+        rate = spikes_of(currents.detach(), leaks, **neuron).mean(0)
+        (chi,) = torch.autograd.grad(rate.sum(), leaks)
+    return chi
+
+
 class _Layer(nn.Module):
     """Keeps what the spike pass found, call by call, for the rate pass."""
 
@@ -88,18 +97,26 @@ class Neuron(_Layer):
     def __init__(self, original, clock):
         super().__init__(original, clock)
         c = original.config
-        self.neuron = dict(
-            leak=c.leak, threshold=c.threshold, reset=c.reset, detach_reset=c.detach_reset, alpha=c.alpha
-        )
+        self.neuron = dict(threshold=c.threshold, reset=c.reset, detach_reset=c.detach_reset, alpha=c.alpha)
+        self.learned = c.learnable_leak
+        if self.learned:
+            self.w = original.w
+        else:
+            self.constant_leak = c.leak
+
+    def leak(self):
+        return 1 - torch.sigmoid(self.w) if self.learned else self.constant_leak
 
     def spike_pass(self, x):
-        spikes, rate, kappa = rate_and_kappa(self.steps(x), **self.neuron)
-        self.kept.append((rate, kappa))
+        leak = self.leak()
+        spikes, rate, kappa = rate_and_kappa(self.steps(x), leak=leak, **self.neuron)
+        self.kept.append((rate, kappa, derivative_by_leak(self.steps(x), leak, **self.neuron) if self.learned else 0))
         return spikes.flatten(0, 1)
 
     def rate_pass(self, c, kept):
-        rate, kappa = kept
-        return rate + kappa * (c - c.detach())
+        rate, kappa, chi = kept
+        value = rate + kappa * (c - c.detach())
+        return value + chi * (self.leak() - self.leak().detach()) if self.learned else value
 
 
 class BatchNorm(_Layer):
@@ -111,8 +128,8 @@ class BatchNorm(_Layer):
         for name in ("running_mean", "running_var", "num_batches_tracked"):
             self.register_buffer(name, getattr(original, name))
         self.momentum, self.eps = original.momentum, original.eps
-        self.behind = nn.Sequential(*([original.drop, original.act] if hasattr(original, "act") else []))
-        self.act = self.behind[-1] if len(self.behind) else nn.Identity()  # timm's name of it
+        self.act = getattr(original, "act", nn.Identity())  # timm's name of it, and of its parameters
+        self.behind = nn.Sequential(*([original.drop, self.act] if hasattr(original, "act") else []))
         self.use_batch = original.training or original.running_mean is None
 
     def spike_pass(self, x):
@@ -146,6 +163,63 @@ class BatchNorm(_Layer):
         )
         y = (x - mean) / torch.sqrt(var + self.eps)
         return y if weight is None else y * weight + bias
+
+
+class StepwiseBatchNorm(BatchNorm):
+    """rate_S: statistics of each step; the rate sees mu = mean_t mu_t and sigma^-2 = mean_t 1/(sigma_t^2 + eps)."""
+
+    def spike_pass(self, x):
+        if not self.use_batch:
+            return super().spike_pass(x)
+        steps, means, inverses = [], [], []
+        for y in self.steps(x):
+            rows = y.transpose(0, 1).flatten(1)
+            mean = rows.mean(1)
+            var = (rows - mean[:, None]).square().mean(1)
+            if self.running_mean is not None:
+                self.num_batches_tracked += 1
+                share = 1 / self.num_batches_tracked.item() if self.momentum is None else self.momentum
+                unbiased = var * rows.shape[1] / (rows.shape[1] - 1)
+                self.running_mean.copy_((1 - share) * self.running_mean + share * mean)
+                self.running_var.copy_((1 - share) * self.running_var + share * unbiased)
+            steps.append(self.affine(y, mean, var))
+            means.append(mean)
+            inverses.append(1 / (var + self.eps))
+        self.kept.append((sum(means) / len(means), sum(inverses) / len(inverses)))
+        return self.behind(torch.cat(steps))
+
+    def rate_pass(self, ybar, kept):
+        if kept is None:
+            return super().rate_pass(ybar, kept)
+        mu, inverse = kept
+        rows = ybar.transpose(0, 1).flatten(1)
+        mean = rows.mean(1)
+        spread = (rows - mu[:, None]).square().mean(1)  # whose derivative is 2 (ybar - mu) / N
+        # the values are those kept, the derivatives those of the statistics of ybar
+        mean = mu + mean - mean.detach()
+        var = 1 / inverse - self.eps + spread - spread.detach()
+        return self.behind(self.affine(ybar, mean, var))
+
+
+class LinearMap(_Layer):
+    """rate_S: a convolution or linear layer whose value is the mean of its T outputs.
+
+    Without a batch norm in front of it that is the map of the mean; behind one that no neuron follows it is not.
+    """
+
+    def __init__(self, original, clock):
+        super().__init__(original, clock)
+        self.map = [original]  # in a list: its parameters keep the names that they have
+        self.weight, self.bias = original.weight, original.bias
+
+    def spike_pass(self, x):
+        out = self.map[0](x)
+        self.kept.append(self.steps(out).mean(0))
+        return out
+
+    def rate_pass(self, rate, value):
+        out = self.map[0](rate)
+        return value + out - out.detach()
 
 
 class MaxPool(_Layer):
@@ -198,6 +272,16 @@ LAYERS = {
 }
 
 
+STEPWISE = {
+    "BatchNorm1d": StepwiseBatchNorm,
+    "BatchNorm2d": StepwiseBatchNorm,
+    "BatchNormAct2d": StepwiseBatchNorm,
+    "Conv2d": LinearMap,
+    "Linear": LinearMap,
+}
+"""What is another layer under rate_S."""
+
+
 def swap(network: nn.Module, layers: dict, *args) -> nn.Module:
     """Replaces each module, innermost first, whose class's name is in `layers`; parameters are kept as they are."""
     for name, child in network.named_children():
@@ -232,6 +316,13 @@ class Reference:
         return rate
 
 
+class StepwiseReference(Reference):
+    """The same for rate_S."""
+
+    def __init__(self, network: nn.Module, timesteps: int) -> None:
+        super().__init__(network, timesteps, STEPWISE)
+
+
 class _Folded(nn.Module):
     """A multi-step SpikingJelly node on time folded into the batch."""
 
@@ -247,7 +338,12 @@ class _Folded(nn.Module):
             detach_reset=c.detach_reset,
             step_mode="m",
         )
-        if c.leak == 1:
+        if c.learnable_leak:
+            node = neuron.ParametricLIFNode(init_tau=1 / (1 - c.leak), decay_input=False, **arguments)
+            torch.testing.assert_close(node.w.to(original.w.dtype), original.w, rtol=1e-6, atol=1e-7)
+            self.w = node.w = original.w  # the parameter keeps its name
+            object.__setattr__(self, "node", node)
+        elif c.leak == 1:
             self.node = neuron.IFNode(**arguments)
         else:
             self.node = neuron.LIFNode(tau=1 / (1 - c.leak), decay_input=False, **arguments)
@@ -268,8 +364,30 @@ class SpikingJellyNetwork:
         swap(self.network, masks, Clock(timesteps))
 
     def __call__(self, images: Tensor) -> Tensor:
+        return self.per_step(images).mean(0)
+
+    def per_step(self, images: Tensor) -> Tensor:
+        """(T, B, classes)."""
         frames = images if images.ndim == 5 else images.expand(self.timesteps, *images.shape)
-        return self.network(frames.flatten(0, 1)).unflatten(0, (self.timesteps, -1)).mean(0)
+        return self.network(frames.flatten(0, 1)).unflatten(0, (self.timesteps, -1))
+
+
+def train_each_step(call, network: nn.Module, images: Tensor, timesteps: int) -> Training:
+    """Online training: the gradients of T forward and backward passes, summed; the logits of each step.
+
+    Args:
+        call: images and step to that step's logits. network: where parameters and buffers are read.
+    """
+    images = images.detach().clone(memory_format=torch.preserve_format).requires_grad_()
+    network.zero_grad(set_to_none=True)
+    steps = []
+    for t in range(timesteps):
+        logits = call(images, t)
+        weights = torch.linspace(-1, 2 + t, logits.numel(), dtype=logits.dtype).view_as(logits)
+        (logits * weights + 0.3 * F.softmax(logits, 1) * weights.flip(0)).sum().backward()
+        steps.append(logits.detach())
+    gradients = {name: p.grad for name, p in network.named_parameters()} | {"images": images.grad}
+    return Training(torch.stack(steps), gradients, {name: b.clone() for name, b in network.named_buffers()})
 
 
 @dataclass

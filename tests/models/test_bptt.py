@@ -58,6 +58,38 @@ def test_bptt_on_frames_is_a_plain_spikingjelly_network():
     assert_same_training(train_once(ours, ours, x), train_once(theirs, theirs.network, x))
 
 
+class PerStep:
+    """A network whose call gives the logits of each step."""
+
+    def __init__(self, network):
+        self.network = network
+
+    def __call__(self, x):
+        """(T * B, classes)."""
+        network = self.network
+        steps = network.per_step(x) if isinstance(network, SpikingJellyNetwork) else network(x, per_step=True)
+        return steps.flatten(0, 1)
+
+
+@pytest.mark.parametrize("leak", [0.5, 1.0])
+@pytest.mark.parametrize("reset", ["soft", "hard"])
+@pytest.mark.parametrize("toy", sorted(TOYS))
+def test_each_steps_logits_and_their_gradients_are_spikingjellys(toy, reset, leak):
+    """The loss weighs every step's logits otherwise, and is not linear in them."""
+    neuron = NeuronConfig(leak=leak, reset=reset, detach_reset=False, threshold=0.8)
+    network, x = generic(TOYS[toy](neuron)), images(4, 3, 8, 8)
+    ours, theirs = spiking(network, 4, "bptt"), SpikingJellyNetwork(network, 4)
+    first = train_once(PerStep(ours), ours, x)
+    assert first.logits.shape == (16, 5)
+    assert_same_training(first, train_once(PerStep(theirs), theirs.network, x))
+
+
+def test_each_steps_logits_of_frames():
+    network, x = generic(Residual(NeuronConfig(leak=0.5))), images(3, 2, 3, 8, 8)
+    ours, theirs = spiking(network, 3, "bptt"), SpikingJellyNetwork(network, 3)
+    assert_same_training(train_once(PerStep(ours), ours, x), train_once(PerStep(theirs), theirs.network, x))
+
+
 def test_with_four_steps_rate_m_has_bptts_logits_and_statistics_and_another_gradient():
     network, x = generic(Residual(NeuronConfig(leak=0.5, threshold=0.8))), images(4, 3, 8, 8)
     rate, bptt = spiking(network, 4), spiking(network, 4, "bptt")

@@ -7,7 +7,8 @@ import torch
 from reference import assert_same_training, train_once
 from toy_networks import TOYS, generic, spiking
 
-from models import NeuronConfig, compile_kernels, kernels
+from models import NeuronConfig, compile_kernels, kernels, set_algorithm
+from models.compiling import compilable, is_compiling
 
 
 @pytest.fixture(autouse=True)
@@ -35,20 +36,26 @@ def test_moments_are_at_least_float32_and_over_all_steps(dtype, steps, channels_
 
 
 @pytest.mark.filterwarnings("ignore")  # of the compiler's own
-@pytest.mark.parametrize("toy", ["Residual", "SharedNeuron"])
-def test_compiled_passes_train_as_written_ones(toy, caplog):
-    network, images = generic(TOYS[toy](NeuronConfig(leak=0.5))), torch.randn(2, 3, 9, 9, dtype=torch.float64)
+@pytest.mark.parametrize(
+    ("toy", "algorithm"), [("Residual", "rate_m"), ("SharedNeuron", "rate_m"), ("SharedNeuron", "rate_s")]
+)
+def test_compiled_passes_train_as_written_ones(toy, algorithm, caplog):
+    config = NeuronConfig(leak=0.5, learnable_leak=toy == "SharedNeuron")
+    network, images = generic(TOYS[toy](config)), torch.randn(2, 3, 9, 9, dtype=torch.float64)
     if toy == "Residual":
         images = images.to(memory_format=torch.channels_last)
         network = network.to(memory_format=torch.channels_last)
-    ours, theirs = spiking(network, 3), spiking(network, 3)
+    ours, theirs = spiking(network, 3, algorithm), spiking(network, 3, algorithm)
     written = train_once(theirs, theirs, images)
     compile_kernels(True)
     compiled = train_once(ours, ours, images)
+    steps = set_algorithm(ours, "bptt").eval()(images, per_step=True)
     if any("torch.compile failed" in record.message for record in caplog.records):
         pytest.skip("no compiler on this machine")
+    assert is_compiling()
     assert_same_training(compiled, written)
-    torch.testing.assert_close(ours.eval()(images), theirs.eval()(images), rtol=1e-12, atol=1e-13)
+    compile_kernels(False)
+    torch.testing.assert_close(steps, theirs.eval()(images, per_step=True), rtol=1e-12, atol=1e-13)
 
 
 def test_without_a_compiler_the_passes_run_as_written_and_say_so_once(monkeypatch, caplog):
@@ -56,7 +63,7 @@ def test_without_a_compiler_the_passes_run_as_written_and_say_so_once(monkeypatc
         raise RuntimeError("no working C++ compiler\nfound anywhere")
 
     monkeypatch.setattr(torch, "compile", fail)
-    double = kernels._compilable(lambda x: 2 * x)
+    double = compilable(lambda x: 2 * x)
     compile_kernels(True)
     with caplog.at_level(logging.WARNING):
         assert double(3) == 6 and double(4) == 8
@@ -71,7 +78,7 @@ def test_an_error_of_the_pass_itself_is_not_swallowed():
     for enabled in (False, True):
         compile_kernels(enabled)
         with pytest.raises(KeyError):
-            kernels._compilable(broken)("missing")
+            compilable(broken)("missing")
 
 
 def test_a_full_memory_is_not_blamed_on_the_compiler(monkeypatch):
@@ -81,4 +88,4 @@ def test_a_full_memory_is_not_blamed_on_the_compiler(monkeypatch):
     monkeypatch.setattr(torch, "compile", lambda *args, **kwargs: full)
     compile_kernels(True)
     with pytest.raises(torch.OutOfMemoryError, match="no memory left"):
-        kernels._compilable(torch.neg)(torch.ones(2))
+        compilable(torch.neg)(torch.ones(2))

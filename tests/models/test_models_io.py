@@ -8,7 +8,18 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from models import NeuronConfig, create_ann, create_snn, load_snn, load_weights, save_snn, spiking_twin
+from models import (
+    DSRConfig,
+    NeuronConfig,
+    PoissonEncoder,
+    create_ann,
+    create_snn,
+    load_snn,
+    load_weights,
+    save_snn,
+    set_algorithm,
+    spiking_twin,
+)
 
 NARROW = {"channels": [8, 16, 16, 16]}
 SIZE = (3, 32, 32)
@@ -44,6 +55,70 @@ NETWORKS = {
         create_ann("mobilenetv3_small_050", num_classes=7), neuron=NEURON, gates="keep", input_size=SIZE
     ),
 }
+
+OTHERS = {
+    "narrow": lambda: create_snn("resnet18_cifar", num_classes=7, width=8, algorithm="rate_s"),
+    "learned leak": lambda: create_snn(
+        "resnet18_cifar", width=8, neuron=NeuronConfig(leak=0.5, learnable_leak=True, reset="hard")
+    ),
+    "twin with learned leaks": lambda: spiking_twin(
+        create_ann("resnet18", num_classes=7, cifar_stem=True, kwargs=NARROW),
+        neuron=NeuronConfig(leak=0.5, learnable_leak=True),
+        algorithm="rate_s",
+        input_size=SIZE,
+    ),
+    "encoder": lambda: create_snn("resnet18_cifar", width=8, encoder=PoissonEncoder(mean=(0.5, 0.4, 0.3), std=(0.2,))),
+    "twin with an encoder": lambda: spiking_twin(
+        create_ann("resnet18", num_classes=7, cifar_stem=True, kwargs=NARROW),
+        input_size=SIZE,
+        encoder=PoissonEncoder(mean=(0.5,), std=(0.25,)),
+    ),
+    "ottt": lambda: create_snn("resnet18_cifar", width=8, algorithm="ottt"),
+    "sltt": lambda: create_snn("resnet18_cifar", width=8, algorithm="sltt"),
+    "dsr": lambda: create_snn("resnet18_cifar", width=8, algorithm="dsr"),
+    "dsr of leaky neurons": lambda: create_snn(
+        "resnet18_cifar",
+        width=8,
+        algorithm="dsr",
+        dsr=DSRConfig(model="lif", threshold=0.7, alpha=0.4, grad_scaling=0.1, tau=1.5, delta_t=0.1, lower_bound=0.2),
+    ),
+    "dsr of constant thresholds": lambda: create_snn(
+        "resnet18_cifar", width=8, algorithm="dsr", dsr=DSRConfig(threshold=2.0, learn_threshold=False)
+    ),
+}
+
+
+@pytest.mark.parametrize("network", OTHERS)
+def test_other_neurons_and_inputs_come_back(network, tmp_path):
+    """Parameters and statistics moved as in training, and the network ran before it was saved."""
+    snn = OTHERS[network]()
+    algorithm = snn.algorithm
+    used(snn).timesteps = 3
+    snn.algorithm = algorithm
+    images = torch.rand(2, 3, 32, 32) * 0.4
+    with torch.no_grad():
+        for parameter in snn.parameters():
+            parameter.mul_(1.25)
+    seen = snn.train()(images, step=0) if algorithm in ("ottt", "sltt") else snn.train()(images)
+    seen.square().sum().backward()
+    torch.manual_seed(3)
+    logits = snn.eval()(images)
+    save_snn(snn, tmp_path)
+    loaded = load_snn(tmp_path)
+    torch.manual_seed(3)
+    assert logits.std() > 0 and torch.equal(loaded(images), logits)
+    assert loaded.algorithm == algorithm and loaded.encoder == snn.encoder
+    assert loaded.spec == {**snn.spec, "timesteps": 3}
+    assert all(torch.equal(v, snn.state_dict()[k]) for k, v in loaded.state_dict().items())
+    assert loaded.state_dict().keys() == snn.state_dict().keys()
+
+
+def test_an_algorithm_chosen_later_comes_back(tmp_path):
+    snn = set_algorithm(create_snn("resnet18_cifar", width=4), "sltt")
+    save_snn(snn, tmp_path)
+    loaded = load_snn(tmp_path)
+    assert loaded.algorithm == "sltt"
+    assert loaded.train()(torch.randn(2, *SIZE), step=0).requires_grad
 
 
 def small_twin():
@@ -206,7 +281,12 @@ def test_a_broken_configuration_is_named(text, folder):
     [
         ({"kind": "analogue"}, "kind must be one of 'network', 'twin', found 'analogue'"),
         ({"timesteps": 0}, "timesteps must be an integer of at least 1, found 0"),
-        ({"algorithm": "ottt"}, "algorithm must be one of"),
+        ({"algorithm": "bp"}, "algorithm must be one of"),
+        ({"algorithm": "ottt"}, "ottt trains the networks of .*a twin takes one of .'rate_m', 'rate_s', 'bptt'"),
+        ({"algorithm": "dsr"}, "dsr trains the networks of .*a twin takes one of"),
+        ({"encoder": {"mean": [0.5], "std": [0.0]}}, "std must be above 0"),
+        ({"encoder": {"means": [0.5]}}, "does not describe a spiking network: .*means"),
+        ({"neuron": {"leak": 1.0, "learnable_leak": True}}, "leak must be below 1 where it is learned"),
         ({"neuron": {"leak": 7}}, "leak must be in"),
         ({"neuron": {"wings": 7}}, "does not describe a spiking network: .*wings"),
         ({"ann": {"name": "resnet81"}}, "timm knows no network 'resnet81'"),

@@ -9,13 +9,22 @@ from toy_networks import TOYS, Residual, calibrated, generic, spiking
 
 from models import (
     ALGORITHMS,
+    ONLINE,
     NeuronConfig,
     SpikeTrain,
     SpikingNeuron,
+    create_ann,
     create_snn,
     list_snns,
     set_algorithm,
+    spiking_twin,
 )
+
+ORDINARY = [algorithm for algorithm in ALGORITHMS if algorithm != "dsr"]
+"""Those that run on a spiking neuron; dsr has neurons of its own."""
+
+WHOLE = [algorithm for algorithm in ORDINARY if algorithm not in ONLINE]
+"""Those that train on all steps in one call."""
 
 
 def residual(timesteps=4, algorithm="rate_m", **neuron):
@@ -51,7 +60,7 @@ class SavedTensors:
 # -- inference ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("algorithm", ORDINARY)
 @pytest.mark.parametrize("wants_grad", [False, True])
 def test_evaluation_builds_no_graph(algorithm, wants_grad):
     snn, x = residual(algorithm=algorithm).eval(), images(2, 3, 8, 8).requires_grad_(wants_grad)
@@ -64,7 +73,8 @@ def test_evaluation_does_not_depend_on_the_algorithm():
     x = images(2, 3, 8, 8)
     snn = calibrated(residual(), x)
     logits = snn(x)
-    assert torch.equal(set_algorithm(snn, "bptt")(x), logits)
+    for algorithm in ORDINARY:
+        assert torch.equal(set_algorithm(snn, algorithm)(x), logits)
 
 
 def test_training_under_no_grad_gives_the_same_logits_and_no_graph():
@@ -76,11 +86,12 @@ def test_training_under_no_grad_gives_the_same_logits_and_no_graph():
 
 
 @pytest.mark.parametrize("training", [False, True])
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("algorithm", WHOLE)
 @pytest.mark.parametrize("toy", ["Residual", "PreActivation", "Sums", "Norms"])
 def test_frames_that_are_all_the_same_are_the_image(toy, algorithm, training):
     x = images(4, 3, 8, 8)
-    snn = calibrated(spiking(generic(TOYS[toy](NeuronConfig(leak=0.5))), 3, algorithm), x).train(training)
+    snn = calibrated(spiking(generic(TOYS[toy](NeuronConfig(leak=0.5))), 3), x).train(training)
+    set_algorithm(snn, algorithm)
     frames = x.expand(3, *x.shape).contiguous()
     before = {name: value.clone() for name, value in snn.state_dict().items()}
     direct, buffers = snn(x), {name: value.clone() for name, value in snn.named_buffers()}
@@ -155,7 +166,7 @@ def test_set_algorithm_returns_the_network_and_refuses_others():
     before = {name: value.clone() for name, value in snn.state_dict().items()}
     assert set_algorithm(snn, "bptt") is snn and snn.algorithm == "bptt"
     assert all(torch.equal(before[name], value) for name, value in snn.state_dict().items())
-    with pytest.raises(ValueError, match=r"algorithm must be one of \('rate_m', 'bptt'\), found 'bp'"):
+    with pytest.raises(ValueError, match=r"algorithm must be one of \('rate_m', .*'dsr'\), found 'bp'"):
         set_algorithm(snn, "bp")
     assert snn.algorithm == "bptt"
     with pytest.raises(TypeError, match="takes a spiking network, found Linear"):
@@ -163,20 +174,79 @@ def test_set_algorithm_returns_the_network_and_refuses_others():
 
 
 def test_networks_by_name():
-    assert list_snns() == ["resnet18_cifar"]
+    assert "resnet18_cifar" in list_snns() and list_snns() == sorted(set(list_snns()))
     with pytest.raises(ValueError, match=r"unknown spiking network 'resnet18_cifr'.*did you mean 'resnet18_cifar'"):
         create_snn("resnet18_cifr")
     for wrong in ({"num_classes": 0}, {"in_chans": 0}, {"num_classes": -3}):
         with pytest.raises(ValueError, match="at least 1"):
             create_snn("resnet18_cifar", **wrong)
     with pytest.raises(ValueError, match="algorithm must be one of"):
-        create_snn("resnet18_cifar", algorithm="ottt")
+        create_snn("resnet18_cifar", algorithm="bp")
+
+
+@pytest.mark.parametrize("algorithm", ["ottt", "sltt", "dsr"])
+def test_a_twin_takes_only_what_trains_it(algorithm):
+    ann = create_ann("resnet18", num_classes=3, kwargs={"channels": [4, 4, 4, 4]})
+    message = rf"{algorithm} trains the networks of .*a twin takes one of \('rate_m', 'rate_s', 'bptt'\)"
+    with pytest.raises(ValueError, match=message):
+        spiking_twin(ann, algorithm=algorithm, input_size=(3, 16, 16))
+    twin = spiking_twin(ann, input_size=(3, 16, 16))
+    with pytest.raises(ValueError, match=message):
+        set_algorithm(twin, algorithm)
+    assert twin.algorithm == "rate_m"
+
+
+@pytest.mark.parametrize("algorithm", ["rate_m", "rate_s", "bptt", "ottt", "sltt"])
+def test_width_keeps_the_proportions(algorithm):
+    snn = create_snn("resnet18_cifar", width=8, algorithm=algorithm)
+    assert [info["num_chs"] for info in snn.feature_info] == [8, 8, 16, 32, 64]
+
+
+@pytest.mark.parametrize("width", [0, -4, 2.0, True, "8"], ids=repr)
+def test_other_widths_are_refused(width):
+    with pytest.raises(ValueError, match=f"width must be an integer of at least 1 or None, found {width!r}"):
+        create_snn("resnet18_cifar", width=width)
+
+
+# -- logits of each step ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("algorithm", ORDINARY)
+def test_in_evaluation_every_algorithm_gives_each_steps_logits(algorithm):
+    x = images(2, 3, 8, 8)
+    snn = set_algorithm(calibrated(residual(4), x), algorithm)
+    steps = snn(x, per_step=True)
+    assert steps.shape == (4, 2, 5) and not steps.requires_grad
+    torch.testing.assert_close(steps.mean(0), snn(x), rtol=1e-13, atol=1e-14)
+    snn.timesteps = 1  # what the first step gives does not depend on those that follow
+    torch.testing.assert_close(steps[0], snn(x), rtol=1e-13, atol=1e-14)
+    assert not torch.allclose(steps[0], steps[1])
+
+
+def test_logits_that_do_not_change_are_given_for_each_step():
+    snn = spiking(nn.Sequential(nn.Flatten(1), nn.Linear(12, 2)), 3)
+    x = torch.randn(2, 3, 2, 2)
+    assert torch.equal(snn.eval()(x, per_step=True), snn(x).expand(3, 2, 2))
+
+
+@pytest.mark.parametrize("algorithm", ["rate_m", "rate_s"])
+def test_a_rate_rule_has_no_gradient_of_each_steps_logits(algorithm):
+    message = rf"{algorithm} has no gradient of each step's logits; those that have: \('bptt', 'ottt', 'sltt'\)"
+    with pytest.raises(ValueError, match=message):
+        residual(2, algorithm)(images(2, 3, 8, 8), per_step=True)
+
+
+@pytest.mark.parametrize("algorithm", WHOLE)
+@pytest.mark.parametrize("training", [True, False])
+def test_a_step_is_for_the_algorithms_that_go_forward_in_time(algorithm, training):
+    with pytest.raises(ValueError, match=f"{algorithm} runs all steps in one call"):
+        residual(2, algorithm).train(training)(images(2, 3, 8, 8), step=0)
 
 
 # -- types and memory formats -------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("algorithm", ORDINARY)
 @pytest.mark.parametrize("toy", ["Residual", "PreActivation", "Poolings", "Norms"])
 def test_autocast_to_bfloat16_trains_with_float32_gradients(toy, algorithm):
     network = generic(TOYS[toy](NeuronConfig(leak=0.5))).float()
@@ -187,10 +257,11 @@ def test_autocast_to_bfloat16_trains_with_float32_gradients(toy, algorithm):
             module.register_forward_hook(lambda m, args, out: seen.append(out))
     x = torch.randn(4, 3, 8, 8).to(memory_format=torch.channels_last)
     with torch.autocast("cpu", torch.bfloat16):
-        logits = snn(x)
+        logits = snn(x, step=0) if algorithm in ONLINE else snn(x)
     logits.float().square().sum().backward()
     assert {spikes.dtype for spikes in seen} == {torch.bfloat16}
-    assert all(set(spikes.stream.unique().tolist()) <= {0.0, 1.0} for spikes in seen)
+    streams = [spikes.stream for spikes in seen if spikes.kind != "replay"]  # which has rates alone
+    assert streams and all(set(stream.unique().tolist()) <= {0.0, 1.0} for stream in streams)
     for name, parameter in snn.named_parameters():
         assert parameter.grad.dtype == torch.float32 and parameter.grad.isfinite().all(), name
     assert sum(p.grad.norm() > 0 for p in snn.parameters()) >= len(list(snn.parameters())) - 8

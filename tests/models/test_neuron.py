@@ -4,10 +4,13 @@ import math
 
 import pytest
 import torch
+from reference import assert_same_training, train_each_step, train_once
 from spikingjelly.activation_based import functional, neuron, surrogate
 from torch import nn
+from toy_networks import spiking
 
 from models import NeuronConfig, SpikeTrain, SpikingNeuron
+from models.tape import Tape
 
 
 def spikes_of(currents, **config):
@@ -205,6 +208,28 @@ def test_small_currents_in_bfloat16_add_up(kind):
     assert out.rate.item() == 1 / 512
 
 
+@pytest.mark.parametrize("learnable_leak", [False, True])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64], ids=str)
+def test_small_currents_add_up_over_the_steps_of_rate_s(dtype, learnable_leak):
+    leak = 0.9999 if learnable_leak else 1.0
+    spike = SpikingNeuron(NeuronConfig(leak=leak, learnable_leak=learnable_leak, threshold=0.9)).to(dtype)
+    tape, current, fired = Tape(512), torch.full((1, 1), 2.0**-9, dtype=dtype), []
+    with torch.no_grad():
+        if learnable_leak:  # a bfloat16 weight is another leak: near enough to 1
+            spike.w.fill_(-12)
+        for _ in range(512):
+            tape.rewind()
+            out = spike(SpikeTrain.constant(current, 1, "step", tape))
+            fired.append(out.folded.item())
+    (membrane,) = tape._records
+    wanted = torch.float64 if dtype == torch.float64 else torch.float32
+    assert out.dtype == dtype and {tensor.dtype for tensor in membrane.state} == {wanted}
+    assert fired.index(1) == pytest.approx(461, abs=2) and sum(fired) == 1  # 0.9 * 512 = 460.8
+    tape.rewind()
+    replayed = spike(SpikeTrain.constant(current.requires_grad_(), 1, "replay", tape))
+    assert replayed.rate.dtype == dtype and replayed.rate.item() == 1 / 512
+
+
 @pytest.mark.parametrize("kind", ["plain", "rate", "graph"])
 def test_a_whole_train_leaves_the_callers_own_state_alone(kind):
     ours = SpikingNeuron(NeuronConfig(leak=1.0))
@@ -249,6 +274,43 @@ def test_pending_terms_fire_as_the_materialised_stream(kind):
     for ours, theirs in zip(gradients, wanted, strict=True):
         assert theirs.norm() > 1e-3
         torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-13)
+
+
+class PendingSum(nn.Module):
+    """Batch norm of spikes' currents, of the constant input, and a sum, pending or made real before the neuron."""
+
+    def __init__(self, materialise):
+        super().__init__()
+        self.first, self.conv = SpikingNeuron(NeuronConfig(leak=0.5, threshold=0.4)), nn.Conv2d(3, 3, 3, padding=1)
+        self.norms, self.spike = nn.ModuleList(nn.BatchNorm2d(3) for _ in range(2)), SpikingNeuron()
+        self.fc, self.materialise, self.pending = nn.Linear(27, 4), materialise, []
+
+    def forward(self, x):
+        y = self.first(x)
+        total = self.norms[0](self.conv(y)) + y + self.norms[1](x)
+        if self.materialise:
+            assert total.stream.shape[1:] == (4, 3, 3, 3)
+        self.pending.append((total.kind, len(total.terms)))
+        return self.fc(self.spike(total).flatten(1))
+
+
+@pytest.mark.parametrize("algorithm", ["rate_m", "rate_s", "bptt", "ottt", "sltt"])
+def test_a_pending_sum_trains_as_the_materialised_one(algorithm):
+    lazily, at_once = PendingSum(False).double(), PendingSum(True).double()
+    at_once.load_state_dict(lazily.state_dict())
+    x, trained = torch.randn(4, 3, 3, 3, dtype=torch.float64), []
+    for network in (lazily, at_once):
+        snn = spiking(network, 3, algorithm)
+        snn.pending.clear()
+        if algorithm in ("ottt", "sltt"):
+            trained.append(train_each_step(lambda x, t, snn=snn: snn(x, step=t), snn, x, 3))
+        else:
+            trained.append(train_once(snn, snn, x))
+        kinds = {"rate_m": {"rate"}, "rate_s": {"step", "replay"}, "bptt": {"graph"}}.get(algorithm, {algorithm})
+        assert {kind for kind, _ in snn.pending} == kinds
+        lazy_terms = 3 if network is lazily and algorithm.startswith("rate") else 1
+        assert {terms for _, terms in snn.pending} == {lazy_terms}
+    assert_same_training(*trained, 1e-11)
 
 
 def test_a_pending_sum_is_the_sum():

@@ -330,7 +330,7 @@ def test_a_network_with_timms_gates_trains_when_they_are_kept():
     [
         ({"init": "ann"}, "init must be one of .*teacher.*scratch.*found 'ann'"),
         ({"gates": "drop"}, "gates must be one of .*refuse.*keep.*found 'drop'"),
-        ({"algorithm": "rate_s"}, "algorithm must be one of .*rate_m.*found 'rate_s'"),
+        ({"algorithm": "rate_x"}, "algorithm must be one of .*rate_m.*found 'rate_x'"),
         ({"timesteps": 0}, "timesteps must be .*found 0"),
     ],
     ids=str,

@@ -1,0 +1,71 @@
+"""Whether the fused passes are compiled by `torch.compile` or run as written, which is said once in the log."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+
+log = logging.getLogger(__name__)
+
+_compiling = False
+
+
+def compile_kernels(enabled: bool) -> None:
+    """Chooses whether the fused passes are compiled (a few seconds for each kind of layer) or run as written.
+
+    Compiled passes are several times as fast and give the same numbers to rounding.
+    """
+    global _compiling
+    _compiling = enabled
+    if enabled:  # one for each combination of steps, terms and types: the default of 8 is soon used up
+        limit = torch._dynamo.config.recompile_limit
+        torch._dynamo.config.recompile_limit = max(128, limit)
+
+
+@contextlib.contextmanager
+def uncompiled() -> Iterator[None]:
+    """Runs kernels as written: for a probe, compiling costs more than it saves."""
+    global _compiling
+    kept, _compiling = _compiling, False
+    try:
+        yield
+    finally:
+        _compiling = kept
+
+
+def is_compiling() -> bool:
+    """Whether the fused passes are compiled now."""
+    return _compiling
+
+
+def compilable(kernel: Callable) -> Callable:
+    """A pass that is compiled at its first call, where compiling is on."""
+    compiled = None
+
+    @functools.wraps(kernel)
+    def call(*args: Any) -> Any:
+        nonlocal compiled
+        if not _compiling:
+            return kernel(*args)
+        try:
+            compiled = compiled or torch.compile(kernel, dynamic=True)
+            return compiled(*args)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # dynamo and inductor raise what their many backends raise
+            compile_kernels(False)
+            log.warning(
+                "fused passes run uncompiled, several times slower: torch.compile failed (%s)", _first_line(error)
+            )
+            return kernel(*args)
+
+    return call
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"

@@ -1,0 +1,52 @@
+"""How images become the input of T time steps. Direct encoding, the default, is the same image each step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from spikingjelly.activation_based import encoding
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class PoissonEncoder:
+    """Each value of an image, in [0, 1], is the probability of a spike at each step, drawn anew.
+
+    Networks are given normalised images: (value - mean) / std. The encoder undoes that first.
+
+    Args:
+        mean, std: of the normalisation, one number a channel, or one for all; 0 and 1 where images come as they are.
+    """
+
+    mean: tuple[float, ...] = (0.0,)
+    std: tuple[float, ...] = (1.0,)
+
+    def __post_init__(self) -> None:
+        for name in ("mean", "std"):  # a list, as JSON has it, would not hash
+            object.__setattr__(self, name, tuple(float(value) for value in getattr(self, name)))
+        if not all(value > 0 for value in self.std):
+            raise ValueError(f"std must be above 0, found {self.std}")
+
+    def __call__(self, images: Tensor, timesteps: int) -> Tensor:
+        """Spikes (T, B, C, H, W) in {0, 1} from images (B, C, H, W).
+
+        Raises:
+            ValueError: for values outside [0, 1], to rounding.
+        """
+        for name in ("mean", "std"):
+            if len(getattr(self, name)) not in (1, images.shape[1]):
+                wanted = f"1 or {images.shape[1]} numbers, one a channel"
+                raise ValueError(f"{name} of the Poisson encoder must be {wanted}, found {getattr(self, name)}")
+        dtype = torch.promote_types(images.dtype, torch.float32)
+        mean, std = (torch.tensor(v, dtype=dtype, device=images.device)[:, None, None] for v in (self.mean, self.std))
+        values = images.to(dtype) * std + mean
+        low, high = values.aminmax()
+        if low < -1e-4 or high > 1 + 1e-4 or not torch.isfinite(high - low):
+            raise ValueError(
+                f"Poisson encoding takes values in [0, 1], found {low.item():.4g} to {high.item():.4g}; "
+                f"the encoder knows a normalisation by mean {self.mean} and std {self.std}"
+            )
+        draw = encoding.PoissonEncoder(step_mode="s")
+        # a value of 0 must not fire, though SpikingJelly's comparison with a drawn 0.0 would let it
+        return torch.stack([draw(values).to(images.dtype) * (values > 0) for _ in range(timesteps)])
