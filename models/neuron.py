@@ -20,8 +20,9 @@ from models.kernels import Affine, Means, at_least_float32, fire, fire_once, fir
 from models.linear_rate import Counts
 from models.norm_backward import norms_backward
 from models.normalization import Norm
-from models.spiketrain import SpikeTrain, Term
+from models.spiketrain import SpikeTrain
 from models.tape import Membrane
+from models.term import Term
 
 
 class SpikingNeuron(SimpleBaseNode):

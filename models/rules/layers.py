@@ -12,8 +12,9 @@ from models.kernels import moments_and_mean
 from models.linear_rate import ConvRate, LinearRate, WithValue
 from models.normalization import Norm, update_running
 from models.rules.base import affine, affine_function, on_traces, rate_rule
-from models.spiketrain import SpikeTrain, Term, UnsupportedOperationError
+from models.spiketrain import SpikeTrain, UnsupportedOperationError
 from models.tape import Moments
+from models.term import Term
 
 
 def _convolution(function: Callable, spatial: int) -> None:
