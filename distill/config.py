@@ -6,10 +6,13 @@ Recipes in `configs/` state what differs from these defaults; each field can be 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
+from distill.checks import check
 from distill.data import DataConfig
-from models.dynamics import NeuronConfig
+from distill.network_config import InitConfig, StudentConfig, TeacherConfig
+from distill.snn_losses import SnnLossConfig
+from models import ALGORITHMS, ONLINE, PER_STEP
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,75 +35,9 @@ class RunConfig:
     """CPU threads of each process, when training on the CPU; None: all cores, shared by the processes."""
 
     def __post_init__(self) -> None:
-        _check(self.seed >= 0, "seed", self.seed, "at least 0")
-        _check(self.threads is None or self.threads >= 1, "threads", self.threads, "at least 1, or none")
-        _check(bool(self.name) and "/" not in self.name, "name", self.name, "a folder's name without '/'")
-
-
-@dataclass(frozen=True, kw_only=True)
-class TeacherConfig:
-    """The analogue network that teaches. Without `pretrained` or `weights` it is trained on the spot."""
-
-    name: str = "resnet18"
-    """timm's name of the network, or hf_hub:owner/model."""
-    kwargs: dict[str, Any] = field(default_factory=dict)
-    """Further arguments of the timm network, e.g. {channels: [32, 64, 128, 256]}."""
-    cifar_stem: bool = False
-    """Replace the stem by a 3x3 convolution of stride 1 without max pool, for images of about 32x32 pixels."""
-    pretrained: bool = False
-    """Load timm's weights, from the hub or its cache."""
-    weights: str | None = None
-    """A safetensors file, or a folder that holds model.safetensors, with the teacher's weights."""
-    input_size: list[int] | None = None
-    """Images as [channels, height, width]; None: what the pretrained weights came with."""
-    mean: list[float] | None = None
-    """Mean of each channel that the teacher was trained with, for values in [0, 1]; None: see input_size."""
-    std: list[float] | None = None
-    """Standard deviation of each channel, likewise."""
-    interpolation: Literal["bilinear", "bicubic", "nearest"] | None = None
-    """How images are resized; None: as the pretrained weights came with, else bilinear."""
-    crop_pct: float | None = None
-    """Share of the image that the centre crop of evaluation keeps; None: see interpolation, else 1."""
-
-    def __post_init__(self) -> None:
-        _check(not (self.pretrained and self.weights), "weights", self.weights, "none with pretrained")
-        if self.input_size is not None:
-            good = len(self.input_size) == 3 and min(self.input_size) > 0
-            _check(good, "input_size", self.input_size, "[channels, height, width], each above 0")
-        for name, values in (("mean", self.mean), ("std", self.std)):
-            if values is not None and self.input_size is not None:
-                channels = self.input_size[0]
-                _check(len(values) == channels, name, values, f"{channels} numbers, one a channel")
-        if self.std is not None:
-            _check(min(self.std) > 0, "std", self.std, "above 0")
-        if self.crop_pct is not None:
-            _check(0 < self.crop_pct <= 1, "crop_pct", self.crop_pct, "in (0, 1]")
-
-
-@dataclass(frozen=True, kw_only=True)
-class StudentConfig:
-    """The spiking network that learns."""
-
-    name: str = "twin"
-    """twin: the teacher's own module tree with neurons; or a network of models.list_snns()."""
-    timesteps: int = 4
-    """T, time steps of one image, at least 1."""
-    neuron: NeuronConfig = field(default_factory=NeuronConfig)
-    """The neurons' constants."""
-    init: Literal["teacher", "scratch"] = "teacher"
-    """Where a twin's weights start: copied from the teacher, or drawn anew."""
-    algorithm: str = "rate_m"
-    """The gradient: rate_m (rate-based backpropagation) or bptt (through time)."""
-    gates: Literal["refuse", "keep"] = "refuse"
-    """Gates such as squeeze-and-excitation: refuse them, or keep them analogue, computed on the rate."""
-
-    def __post_init__(self) -> None:
-        from models import ALGORITHMS, list_snns
-
-        _check(self.timesteps >= 1, "timesteps", self.timesteps, "at least 1")
-        _check(self.algorithm in ALGORITHMS, "algorithm", self.algorithm, f"one of {ALGORITHMS}")
-        names = ["twin", *list_snns()]
-        _check(self.name in names, "name", self.name, f"one of {names}")
+        check(self.seed >= 0, "seed", self.seed, "at least 0")
+        check(self.threads is None or self.threads >= 1, "threads", self.threads, "at least 1, or none")
+        check(bool(self.name) and "/" not in self.name, "name", self.name, "a folder's name without '/'")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,8 +57,8 @@ class LossConfig:
 
     def __post_init__(self) -> None:
         for name in ("student_ce", "student_kd", "hybrid_ce", "hybrid_kd"):
-            _check(getattr(self, name) >= 0, name, getattr(self, name), "at least 0")
-        _check(self.temperature > 0, "temperature", self.temperature, "above 0")
+            check(getattr(self, name) >= 0, name, getattr(self, name), "at least 0")
+        check(self.temperature > 0, "temperature", self.temperature, "above 0")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,18 +86,18 @@ class TrainConfig:
     clip: float | None = None
     """Largest norm of all gradients together; None for no clipping."""
     label_smoothing: float = 0.0
-    """Of the cross-entropy, when an analogue teacher is trained; in [0, 1)."""
+    """Of the cross-entropy, when an analogue network is trained; in [0, 1)."""
     channels_last: bool = True
     """Keep images and weights in the memory format that convolutions are fastest in."""
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "accumulate"):
-            _check(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+            check(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
         for name in ("min_lr", "momentum", "weight_decay", "warmup_steps"):
-            _check(getattr(self, name) >= 0, name, getattr(self, name), "at least 0")
-        _check(self.lr > 0, "lr", self.lr, "above 0")
-        _check(self.clip is None or self.clip > 0, "clip", self.clip, "above 0, or none")
-        _check(0 <= self.label_smoothing < 1, "label_smoothing", self.label_smoothing, "in [0, 1)")
+            check(getattr(self, name) >= 0, name, getattr(self, name), "at least 0")
+        check(self.lr > 0, "lr", self.lr, "above 0")
+        check(self.clip is None or self.clip > 0, "clip", self.clip, "above 0, or none")
+        check(0 <= self.label_smoothing < 1, "label_smoothing", self.label_smoothing, "in [0, 1)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,6 +114,8 @@ class DistillConfig:
     """How the teacher is trained where it comes without weights."""
     student: StudentConfig = field(default_factory=StudentConfig)
     """The spiking network that learns."""
+    init: InitConfig = field(default_factory=InitConfig)
+    """Where it starts, if not where student.init says."""
     taps: list[str] | None = None
     """Teacher modules at which blocks are swapped; None: its feature_info without stem and last entry."""
     student_taps: dict[str, str] | None = None
@@ -189,8 +128,12 @@ class DistillConfig:
     """Time steps at which the trained student is evaluated, besides its own."""
 
     def __post_init__(self) -> None:
-        good = all(steps >= 1 for steps in self.eval_timesteps)
-        _check(good, "eval_timesteps", self.eval_timesteps, "at least 1 each")
+        offline = tuple(name for name in ALGORITHMS if name not in ONLINE)
+        found = self.student.algorithm
+        allowed = f"one of {offline} in distillation (a backward pass each step: train it with scripts/train_snn.py)"
+        check(found not in ONLINE, "student.algorithm", found, allowed)
+        _check_evaluation(self.eval_timesteps)
+        _check_encoder(self.student, self.data)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -207,6 +150,44 @@ class TeacherTrainingConfig:
     """How it is trained."""
 
 
-def _check(good: bool, name: str, value: Any, allowed: str) -> None:
-    if not good:
-        raise ValueError(f"{name} must be {allowed}, found {value!r}")
+@dataclass(frozen=True, kw_only=True)
+class SnnTrainingConfig:
+    """Trains a spiking network on labels alone, without a teacher."""
+
+    run: RunConfig = field(default_factory=lambda: RunConfig(name="snn"))
+    """Folder, seed and trackers."""
+    data: DataConfig = field(default_factory=DataConfig)
+    """The images."""
+    ann: TeacherConfig = field(default_factory=TeacherConfig)
+    """The timm network whose twin is trained; and, for every network, how images are sized and normalised. A twin
+    starts from its weights, where it has any."""
+    student: StudentConfig = field(default_factory=StudentConfig)
+    """The spiking network that learns."""
+    init: InitConfig = field(default_factory=InitConfig)
+    """Where it starts, if not where student.init says."""
+    loss: SnnLossConfig = field(default_factory=SnnLossConfig)
+    """The loss."""
+    train: TrainConfig = field(default_factory=TrainConfig)
+    """How the network is trained."""
+    eval_timesteps: list[int] = field(default_factory=lambda: [1, 2, 4])
+    """Time steps at which the trained network is evaluated, besides its own."""
+
+    def __post_init__(self) -> None:
+        student, smoothing = self.student, self.train.label_smoothing
+        allowed = f"ce with {student.algorithm}, whose gradient is that of the mean logits alone (tet takes {PER_STEP})"
+        check(self.loss.name != "tet" or student.algorithm in PER_STEP, "loss.name", self.loss.name, allowed)
+        allowed = "0 for a spiking network, which has loss.label_smoothing"
+        check(smoothing == 0, "train.label_smoothing", smoothing, allowed)
+        allowed = f"none with {student.name}: only a twin starts from them (init.from_run takes another run's network)"
+        check(self.ann.weights is None or student.name == "twin", "ann.weights", self.ann.weights, allowed)
+        _check_evaluation(self.eval_timesteps)
+        _check_encoder(student, self.data)
+
+
+def _check_evaluation(timesteps: list[int]) -> None:
+    check(all(steps >= 1 for steps in timesteps), "eval_timesteps", timesteps, "at least 1 each")
+
+
+def _check_encoder(student: StudentConfig, data: DataConfig) -> None:
+    good = student.encoder != "poisson" or data.random_erasing == 0
+    check(good, "data.random_erasing", data.random_erasing, "0 with student.encoder=poisson: noise is no probability")

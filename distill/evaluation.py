@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from distill.hybrid import HybridOutput
+from distill.loop import channels_last
 from distill.taps import hooks
-from models import SpikeTrain, SpikingNetwork, SpikingNeuron
+from models import DSRNeuron, SpikeTrain, SpikingNetwork, SpikingNeuron
 
 
 @torch.no_grad()
@@ -28,7 +29,7 @@ def top1(
     correct, count = torch.zeros(()), 0
     for images, labels in loader:
         with accelerator.autocast():
-            logits = logits_of(images.contiguous(memory_format=torch.channels_last))
+            logits = logits_of(channels_last(images))
         names = list(logits)
         hits = torch.stack([values.argmax(1) == labels for values in logits.values()], dim=1)
         hits = accelerator.gather_for_metrics(hits)
@@ -60,22 +61,23 @@ def top1_by_timesteps(
 
 @torch.no_grad()
 def firing_rates(accelerator: Accelerator, loader: DataLoader, student: SpikingNetwork) -> dict[str, float]:
-    """Mean spikes per neuron and step of each layer, in [0, 1], by module name."""
+    """Share of the neurons that fire in a step of each layer, in [0, 1], by module name."""
     sums: dict[str, Tensor] = {}
-    neurons = {name: module for name, module in student.named_modules() if isinstance(module, SpikingNeuron)}
+    neurons = {name: m for name, m in student.named_modules() if isinstance(m, (SpikingNeuron, DSRNeuron))}
+    calls = {name: m.calls_per_step if isinstance(m, SpikingNeuron) else 1 for name, m in neurons.items()}
     count = 0
 
     def add(name: str) -> Callable:
         def hook(module: nn.Module, args: tuple, output: SpikeTrain) -> None:
-            spikes = output.folded.mean(dtype=torch.float32) * len(output) / neurons[name].calls_per_step
-            sums[name] = sums.get(name, 0.0) + spikes  # type: ignore[operator]
+            fired = output.folded != 0  # a spike of DSR is as large as its threshold
+            sums[name] = sums.get(name, 0.0) + fired.mean(dtype=torch.float32) * len(output) / calls[name]  # type: ignore[operator]
 
         return hook
 
     with hooks([(module, add(name)) for name, module in neurons.items()]):
-        for images, _ in loader:
+        for images, labels in loader:
             with accelerator.autocast():
-                student(images.contiguous(memory_format=torch.channels_last))
-            count += len(images)
+                student(channels_last(images))
+            count += len(labels)
     rates = torch.stack([value / count for value in sums.values()])
     return dict(zip(sums, accelerator.reduce(rates, "mean").tolist(), strict=True))

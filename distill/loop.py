@@ -1,4 +1,4 @@
-"""The training loop, the same for a teacher and for a distiller: steps, epochs, checkpoints, metrics.
+"""The training loop, the same for every network: steps, epochs, checkpoints, metrics.
 
 A step is one update of the optimizer. Losses are means over images.
 """
@@ -20,10 +20,9 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
+from distill.backward import Backward
 from distill.config import TrainConfig
 from distill.runs import Checkpoints, RunFolder
-
-Losses = Callable[[Any, Tensor], dict[str, Tensor]]
 
 CHECK_EVERY = 25
 """Forward passes between two looks at the loss, each of which waits for the device."""
@@ -52,7 +51,7 @@ def fit(
     stage: str,
     accelerator: Accelerator,
     model: nn.Module,
-    losses: Losses,
+    backward: Backward,
     loader: DataLoader,
     evaluate: Callable[[nn.Module], Mapping[str, float]],
     config: TrainConfig,
@@ -63,8 +62,7 @@ def fit(
 
     Args:
         stage: names the checkpoints and the metrics: "teacher" or "student".
-        model: its outputs and the labels (B,) go to `losses`.
-        losses: returns scalars by name; "total" is minimised.
+        backward: the forward and backward passes of one batch; returns scalars by name, "total" for the loss.
         loader: training batches (images, labels), not prepared.
         evaluate: called with the wrapped model in evaluation mode after each epoch; its numbers are logged.
 
@@ -92,7 +90,7 @@ def fit(
         loader.set_epoch(epoch)  # type: ignore[attr-defined]  # Accelerate's loader
         started = time.perf_counter()
         lr = scheduler.get_last_lr()[0]
-        means, count = _train_epoch(accelerator, model, losses, loader, optimizer, scheduler, config, stage, epoch)
+        means, count = _train_epoch(accelerator, model, backward, loader, optimizer, scheduler, config, stage, epoch)
         seconds = time.perf_counter() - started
         evaluation = evaluate(model.eval())
         metrics = {
@@ -129,10 +127,15 @@ def unwrap(accelerator: Accelerator, model: nn.Module) -> nn.Module:
     return network
 
 
+def channels_last(images: Tensor) -> Tensor:
+    """Images (B, C, H, W) in the memory format that convolutions are fastest in; with a time axis as they are."""
+    return images.contiguous(memory_format=torch.channels_last) if images.ndim == 4 else images
+
+
 def _train_epoch(
     accelerator: Accelerator,
     model: nn.Module,
-    losses: Losses,
+    backward: Backward,
     loader: DataLoader,
     optimizer: Any,
     scheduler: Any,
@@ -148,10 +151,9 @@ def _train_epoch(
     bar = tqdm(loader, title, disable=not accelerator.is_local_main_process, leave=False, mininterval=1.0)
     for batch, (images, labels) in enumerate(bar):
         if config.channels_last:
-            images = images.contiguous(memory_format=torch.channels_last)
+            images = channels_last(images)
         with accelerator.accumulate(model):
-            parts = losses(model(images), labels)
-            accelerator.backward(parts["total"])
+            parts = backward(accelerator, model, images, labels)
             if accelerator.sync_gradients and config.clip is not None:
                 accelerator.clip_grad_norm_(model.parameters(), config.clip)
             optimizer.step()
@@ -159,7 +161,7 @@ def _train_epoch(
                 scheduler.step()
             optimizer.zero_grad()
         for name, value in parts.items():
-            sums[name] = sums.get(name, 0.0) + value.detach().float() * len(labels)
+            sums[name] = sums.get(name, 0.0) + value.float() * len(labels)
         count += len(labels)
         if batch % CHECK_EVERY == 0:
             total = _means(accelerator, sums, count, stage, epoch, config)[0]["total"]

@@ -6,6 +6,16 @@ import platform
 from importlib.metadata import version
 from typing import Any
 
+GRADIENTS = {
+    "rate_m": "rate-based backpropagation (Yu et al., NeurIPS 2024)",
+    "rate_s": "rate-based backpropagation, a step at a time (Yu et al., NeurIPS 2024)",
+    "bptt": "surrogate gradients through time",
+    "ottt": "online training through time (Xiao et al., NeurIPS 2022)",
+    "sltt": "spatial learning through time (Meng et al., ICCV 2023)",
+    "dsr": "differentiation on spike representation (Meng et al., CVPR 2022)",
+}
+"""What each algorithm of `models.ALGORITHMS` is called, and where it comes from."""
+
 SILENT, SATURATED = 0.01, 0.95
 """Firing rates below or above which a layer hardly passes information on."""
 
@@ -17,9 +27,9 @@ def versions() -> dict[str, str]:
 
 
 def table(summary: dict[str, Any]) -> str:
-    """The summary's accuracies as lines of text, the student's own T marked."""
-    rows = [("teacher", summary["teacher_top1"])]
-    rows += [(f"hybrid up to {tap}", value) for tap, value in summary["hybrid_top1"].items()]
+    """The summary's accuracies as lines of text, the student's own T marked; teacher and hybrids where it has them."""
+    rows = [("teacher", summary["teacher_top1"])] if "teacher_top1" in summary else []
+    rows += [(f"hybrid up to {tap}", value) for tap, value in summary.get("hybrid_top1", {}).items()]
     rows += [(f"SNN, T = {summary['timesteps']}", summary["student_top1"])]
     rows += [(f"  evaluated at T = {steps}", value) for steps, value in summary["student_top1_by_timesteps"].items()]
     width = max(len(name) for name, _ in rows)
@@ -38,18 +48,27 @@ def rate_warnings(rates: dict[str, float]) -> list[str]:
     return lines
 
 
-def model_card(summary: dict[str, Any], teacher: str, data: str, config: str) -> str:
+def model_card(summary: dict[str, Any], teacher: str | None, data: str, config: str) -> str:
     """README.md of a student's folder.
 
     Args:
-        teacher: its timm name. data: what it was trained on, for people. config: the resolved YAML.
+        teacher: its timm name; None for a network that learned from labels alone.
+        data: what it was trained on, for people.
+        config: the resolved YAML.
     """
     packages = ", ".join(f"{name} {value}" for name, value in summary["versions"].items())
+    gradient = GRADIENTS[summary["algorithm"]]
+    if teacher is None:
+        tags, title = "", "Spiking network"
+        how = f"Trained on labels alone with {gradient},"
+    else:
+        tags, title = ", distillation", f"Spiking network distilled from {teacher}"
+        how = f"Block-wise hybrid replacement (Yang et al., CVPR 2025) with {gradient},"
     return f"""---
 library_name: spikeswap
-tags: [spiking-neural-network, image-classification, distillation]
+tags: [spiking-neural-network, image-classification{tags}]
 ---
-# Spiking network distilled from {teacher}
+# {title}
 
 {summary["timesteps"]} time steps, {summary["parameters"]:,} parameters, trained on {data}.
 
@@ -70,7 +89,7 @@ logits = snn(images)  # (B, C, H, W), normalised as config.json says under "extr
 
 ## How it was made
 
-Block-wise hybrid replacement (Yang et al., CVPR 2025) with rate-based backpropagation (Yu et al., NeurIPS 2024),
+{how}
 by {packages}.
 
 ```yaml

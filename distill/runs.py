@@ -95,7 +95,7 @@ def open_run(config: RunConfig, resume: bool, resolved: dict[str, Any]) -> RunFo
     Raises:
         ValueError: if the run to resume had another configuration; names the fields.
     """
-    wanted = Path(config.dir) if config.dir is not None else Path("runs") / config.name
+    wanted = _wanted(config)
     text = yaml.safe_dump(resolved, sort_keys=False)
     if resume and (path := _to_resume(wanted)) is not None:
         if _saved_anything(path):
@@ -119,6 +119,16 @@ def open_run(config: RunConfig, resume: bool, resolved: dict[str, Any]) -> RunFo
             log.info("%s holds a run already: this one is kept in %s", wanted, path)
         return RunFolder(path)
     raise AssertionError("unreachable")
+
+
+def has_checkpoint(config: RunConfig, stage: str) -> bool:
+    """Whether the run that --resume would continue has a checkpoint of this stage; looks, and makes nothing."""
+    path = _to_resume(_wanted(config))
+    return path is not None and Checkpoints(RunFolder(path), stage).latest() is not None
+
+
+def _wanted(config: RunConfig) -> Path:
+    return Path(config.dir) if config.dir is not None else Path("runs") / config.name
 
 
 def _to_resume(wanted: Path) -> Path | None:

@@ -10,6 +10,7 @@ from accelerate.utils import set_seed
 from torch import nn
 from torch.utils.data import DataLoader
 
+from distill.backward import once
 from distill.config import TeacherConfig, TeacherTrainingConfig, TrainConfig
 from distill.data import Splits, eval_loader, load_data, train_loader
 from distill.evaluation import top1
@@ -41,6 +42,7 @@ def train_teacher(
         the network on the device, in evaluation mode.
     """
     accelerator, path = session.accelerator, session.folder.path / "teacher"
+    smoothing = config.label_smoothing
     set_seed(seed)
     if resume and (path / WEIGHTS).exists():
         return build_teacher(teacher_config, len(data.classes), weights=path).to(accelerator.device).eval()
@@ -49,9 +51,7 @@ def train_teacher(
         stage="teacher",
         accelerator=accelerator,
         model=network,
-        losses=lambda logits, labels: {
-            "total": F.cross_entropy(logits, labels, label_smoothing=config.label_smoothing)
-        },
+        backward=once(lambda logits, labels: {"total": F.cross_entropy(logits, labels, label_smoothing=smoothing)}),
         loader=train_loader(data.train, config.batch_size, seed=seed, workers=workers),
         evaluate=lambda model: top1(accelerator, loader, lambda images: {"teacher_top1": model(images)}),
         config=config,

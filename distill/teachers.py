@@ -55,8 +55,11 @@ def check_classes(config: TeacherConfig, teacher: nn.Module, num_classes: int) -
         )
 
 
-def teacher_preprocessing(config: TeacherConfig) -> Preprocessing:
-    """The images that the teacher expects: as its pretrained weights came with, where the configuration is silent.
+def teacher_preprocessing(config: TeacherConfig, group: str = "teacher") -> Preprocessing:
+    """The images that the network expects: as its pretrained weights came with, where the configuration is silent.
+
+    Args:
+        group: what the configuration is called where a user sets it.
 
     Raises:
         ValueError: names the fields to set where neither says anything.
@@ -69,11 +72,11 @@ def teacher_preprocessing(config: TeacherConfig) -> Preprocessing:
     for name in ("input_size", "mean", "std", "interpolation", "crop_pct"):
         value = getattr(config, name)
         values[name] = known.get(name) if value is None else value
-    missing = [f"teacher.{name}" for name in ("input_size", "mean", "std") if values[name] is None]
+    missing = [f"{group}.{name}" for name in ("input_size", "mean", "std") if values[name] is None]
     if missing:
         raise ValueError(
-            f"how the teacher's images are sized and normalised is not known: set {', '.join(missing)}; only weights "
-            "loaded with teacher.pretrained bring them along"
+            f"how the {group}'s images are sized and normalised is not known: set {', '.join(missing)}; only weights "
+            f"loaded with {group}.pretrained bring them along"
         )
     return Preprocessing(
         input_size=tuple(values["input_size"]),

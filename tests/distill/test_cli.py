@@ -11,7 +11,7 @@ import textwrap
 import pytest
 import yaml
 
-from distill import DistillConfig, cli
+from distill import DistillConfig, SnnTrainingConfig, cli
 from distill.config import TeacherTrainingConfig
 from distill.loop import NonFiniteLossError
 from distill.runs import flatten
@@ -36,11 +36,26 @@ OVERRIDES = {
         interpolation="bicubic", crop_pct=0.75,
     ),
     "teacher_train": TRAIN,
-    "student": dict(name="resnet18_cifar", timesteps=6, init="scratch", algorithm="bptt", gates="keep"),
-    "student.neuron": dict(leak=0.5, threshold=2.0, reset="hard", detach_reset=False, alpha=3.0),
+    "student": dict(
+        name="resnet18_cifar", width=8, timesteps=6, encoder="poisson", init="scratch", algorithm="bptt", gates="keep"
+    ),
+    "student.dsr": dict(
+        model="lif", threshold=2.0, alpha=0.25, learn_threshold=False, grad_scaling=0.5, lower_bound=0.125, tau=3.0,
+        delta_t=0.5,
+    ),
+    "student.neuron": dict(leak=0.5, learnable_leak=True, threshold=2.0, reset="hard", detach_reset=False, alpha=3.0),
     "loss": dict(student_ce=0.5, student_kd=0.25, hybrid_ce=2.0, hybrid_kd=3.0, temperature=4.0),
+    "init": dict(from_run="runs/other"),
     "train": TRAIN,
 }  # fmt: skip
+SNN_OVERRIDES = {
+    **{name: OVERRIDES[name] for name in ("run", "data", "student", "student.dsr", "student.neuron", "init")},
+    "ann": OVERRIDES["teacher"],
+    "loss": dict(name="ce", label_smoothing=0.125, tet_lambda=0.5, tet_target=2.0, gradient_scale="1/T"),
+    "train": {name: value for name, value in TRAIN.items() if name != "label_smoothing"},  # which must stay 0
+}
+SECTIONS = [(DistillConfig, OVERRIDES, name) for name in OVERRIDES]
+SECTIONS += [(SnnTrainingConfig, SNN_OVERRIDES, name) for name in SNN_OVERRIDES]
 ALONE = {"data.random_resized_crop": True, "teacher.pretrained": True}  # not together with those above
 TOP = {"taps": ["layer1", "stages.0"], "student_taps": {"stages.0": "layer2"}, "eval_timesteps": [8]}
 
@@ -101,18 +116,22 @@ def test_without_arguments_the_configuration_is_the_default():
 def test_every_field_has_an_override_in_these_tests():
     covered = {f"{section}.{name}" for section, values in OVERRIDES.items() for name in values} | TOP.keys()
     assert covered == LEAVES.keys()
+    covered = {f"{section}.{name}" for section, values in SNN_OVERRIDES.items() for name in values}
+    assert covered | {"eval_timesteps", "train.label_smoothing"} == dict(leaves(SnnTrainingConfig)).keys()
 
 
-@pytest.mark.parametrize("section", OVERRIDES)
-def test_each_field_of_a_section_can_be_set_on_the_command_line(section):
-    config, _, text = parse(options(OVERRIDES[section], section))
+@pytest.mark.parametrize(
+    ("config_class", "overrides", "section"), SECTIONS, ids=[f"{c.__name__}-{name}" for c, _, name in SECTIONS]
+)
+def test_each_field_of_a_section_can_be_set_on_the_command_line(config_class, overrides, section):
+    config, _, text = parse(options(overrides[section], section), config_class)
     found = config
     for part in section.split("."):
         found = getattr(found, part)
-    assert {name: getattr(found, name) for name in OVERRIDES[section]} == OVERRIDES[section]
+    assert {name: getattr(found, name) for name in overrides[section]} == overrides[section]
     # and nothing else has moved
     changed = {k for k, v in flatten(dataclasses.asdict(config)).items()
-               if flatten(dataclasses.asdict(DistillConfig())).get(k) != v}  # fmt: skip
+               if flatten(dataclasses.asdict(config_class())).get(k) != v}  # fmt: skip
     assert {key for key in changed if not key.startswith(f"{section}.")} == set()
     assert yaml.safe_load(text) == dataclasses.asdict(config)
 

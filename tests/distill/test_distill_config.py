@@ -5,10 +5,25 @@ import re
 
 import pytest
 
-from distill import DataConfig, DistillConfig, LossConfig, RunConfig, StudentConfig, TeacherConfig, TrainConfig
+from distill import (
+    DataConfig,
+    DistillConfig,
+    InitConfig,
+    LossConfig,
+    RunConfig,
+    SnnLossConfig,
+    SnnTrainingConfig,
+    StudentConfig,
+    TeacherConfig,
+    TrainConfig,
+)
 from distill.config import TeacherTrainingConfig
 
-SECTIONS = [RunConfig, TeacherConfig, StudentConfig, LossConfig, TrainConfig, DistillConfig, TeacherTrainingConfig]
+SECTIONS = [
+    *(RunConfig, TeacherConfig, StudentConfig, LossConfig, SnnLossConfig, InitConfig, TrainConfig),
+    *(DistillConfig, TeacherTrainingConfig, SnnTrainingConfig),
+]
+POISSON_AND_NOISE = dict(student=StudentConfig(encoder="poisson"), data=DataConfig(random_erasing=0.5))
 
 REFUSED = [
     (RunConfig, dict(seed=-1), "seed must be at least 0, found -1"),
@@ -24,8 +39,15 @@ REFUSED = [
     (TeacherConfig, dict(crop_pct=0.0), "crop_pct must be in (0, 1]"),
     (TeacherConfig, dict(crop_pct=1.1), "crop_pct must be in (0, 1]"),
     (StudentConfig, dict(timesteps=0), "timesteps must be at least 1, found 0"),
-    (StudentConfig, dict(algorithm="ottt"), "algorithm must be one of ('rate_m', 'bptt'), found 'ottt'"),
-    (StudentConfig, dict(name="resnet"), "name must be one of ['twin', 'resnet18_cifar'"),
+    (StudentConfig, dict(algorithm="rate"), "algorithm must be one of ('rate_m', 'rate_s', 'bptt', 'ottt', "),
+    (StudentConfig, dict(algorithm="ottt"), "one of ('rate_m', 'rate_s', 'bptt') for a twin, found 'ottt'"),
+    (StudentConfig, dict(width=8), "width must be none for a twin, which is as wide as its analogue network, found 8"),
+    (StudentConfig, dict(width=0, name="resnet18_cifar"), "width must be at least 1, or none, found 0"),
+    (StudentConfig, dict(gates="keep", algorithm="rate_s"), "gates must be refuse with rate_s"),
+    (SnnLossConfig, dict(label_smoothing=1.0), "label_smoothing must be in [0, 1), found 1.0"),
+    (SnnLossConfig, dict(label_smoothing=0.1, name="tet"), "label_smoothing must be 0 with tet, found 0.1"),
+    (SnnLossConfig, dict(tet_lambda=1.1), "tet_lambda must be in [0, 1], found 1.1"),
+    (StudentConfig, dict(name="resnet"), "name must be one of ['twin', "),
     (LossConfig, dict(student_ce=-0.1), "student_ce must be at least 0"),
     (LossConfig, dict(student_kd=-0.1), "student_kd must be at least 0"),
     (LossConfig, dict(hybrid_ce=-0.1), "hybrid_ce must be at least 0"),
@@ -42,6 +64,27 @@ REFUSED = [
     (TrainConfig, dict(clip=0.0), "clip must be above 0, or none"),
     (TrainConfig, dict(label_smoothing=1.0), "label_smoothing must be in [0, 1)"),
     (DistillConfig, dict(eval_timesteps=[4, 0]), "eval_timesteps must be at least 1 each, found [4, 0]"),
+    (
+        DistillConfig,
+        dict(student=StudentConfig(name="resnet18_cifar", algorithm="sltt")),
+        "student.algorithm must be one of ('rate_m', 'rate_s', 'bptt', 'dsr') in distillation "
+        "(a backward pass each step: train it with scripts/train_snn.py), found 'sltt'",
+    ),
+    (DistillConfig, POISSON_AND_NOISE, "data.random_erasing must be 0 with student.encoder=poisson"),
+    (SnnTrainingConfig, POISSON_AND_NOISE, "data.random_erasing must be 0 with student.encoder=poisson"),
+    (SnnTrainingConfig, dict(eval_timesteps=[0]), "eval_timesteps must be at least 1 each, found [0]"),
+    (
+        SnnTrainingConfig,
+        dict(loss=SnnLossConfig(name="tet")),
+        "loss.name must be ce with rate_m, whose gradient is that of the mean logits alone "
+        "(tet takes ('bptt', 'ottt', 'sltt')), found 'tet'",
+    ),
+    (SnnTrainingConfig, dict(train=TrainConfig(label_smoothing=0.1)), "train.label_smoothing must be 0 for a spiking"),
+    (
+        SnnTrainingConfig,
+        dict(student=StudentConfig(name="resnet18_cifar"), ann=TeacherConfig(weights="w")),
+        "ann.weights must be none with resnet18_cifar",
+    ),
 ]
 
 

@@ -8,9 +8,13 @@ import torch
 from toy_runs import BATCH, EPOCHS, IMAGES, distil, equal, metrics_of, resolved, timeless, tiny, weights_of
 
 import models
-from distill.distillation import make_student
+from distill import InitConfig
+from distill.data import Preprocessing
 from distill.runs import RunFolder
+from distill.students import make_student
 from distill.teachers import build_teacher
+
+DIGITS = Preprocessing(input_size=(1, 8, 8), mean=(0.3,), std=(0.4,))
 
 
 class Interrupted(BaseException):
@@ -96,11 +100,11 @@ def test_the_saved_student_gives_the_accuracy_of_the_summary(finished):
 
 
 def test_the_saved_student_gives_the_logits_of_the_trained_one(tmp_path, monkeypatch):
-    from distill import distillation
+    from distill import results
 
     trained = []
-    save = distillation.save_snn
-    monkeypatch.setattr(distillation, "save_snn", lambda snn, *args: (trained.append(snn), save(snn, *args)))
+    save = results.save_snn
+    monkeypatch.setattr(results, "save_snn", lambda snn, *args: (trained.append(snn), save(snn, *args)))
     distil(tiny(tmp_path / "r", train=dict(epochs=1, batch_size=32), teacher_train=dict(epochs=1, batch_size=32)))
     images = torch.rand(5, 1, 8, 8, dtype=torch.float64)
     loaded = models.load_snn(tmp_path / "r" / "student")
@@ -226,6 +230,7 @@ def test_training_lowers_the_loss_and_beats_chance(tmp_path):
     config = tiny(
         tmp_path / "r",
         data=dict(max_train_samples=512, max_eval_samples=100),
+        teacher=dict(kwargs={"channels": [8, 8, 16, 16]}),
         teacher_train=train,
         train=train,
         student=dict(timesteps=2),
@@ -242,6 +247,8 @@ def test_training_lowers_the_loss_and_beats_chance(tmp_path):
     "parts",
     [
         dict(student=dict(algorithm="bptt")),
+        dict(student=dict(algorithm="rate_s")),
+        dict(student=dict(encoder="poisson")),
         dict(student=dict(init="scratch")),
         dict(taps=[]),
         dict(taps=["layer2"]),
@@ -249,7 +256,17 @@ def test_training_lowers_the_loss_and_beats_chance(tmp_path):
         dict(run=dict(mixed_precision="bf16")),
         dict(teacher=dict(kwargs={"channels": [4, 8, 8, 8]}, name="resnet26")),
     ],
-    ids=["bptt", "scratch", "no taps", "one tap", "accumulate and clip", "bfloat16", "bottlenecks"],
+    ids=[
+        "bptt",
+        "rate_s",
+        "poisson",
+        "scratch",
+        "no taps",
+        "one tap",
+        "accumulate and clip",
+        "bfloat16",
+        "bottlenecks",
+    ],
 )
 def test_other_configurations_run_end_to_end(tmp_path, parts):
     short = dict(epochs=1, batch_size=32)
@@ -269,7 +286,7 @@ def test_tensorboard_writes_into_the_runs_folder(tmp_path):
 
 def test_a_student_by_name_takes_the_teachers_classes_and_channels(tmp_path):
     config = tiny(tmp_path, student=dict(name="resnet18_cifar", timesteps=3))
-    student = make_student(config.student, build_teacher(config.teacher, 6), torch.zeros(1, 1, 8, 8))
+    student = make_student(config.student, build_teacher(config.teacher, 6), 6, torch.zeros(1, 1, 8, 8), DIGITS)
     assert isinstance(student, models.SpikingNetwork) and student.timesteps == 3
     assert student.in_chans == 1 and student.classifier.out_features == 6
 
@@ -278,7 +295,7 @@ def test_a_student_by_name_takes_the_teachers_classes_and_channels(tmp_path):
 def test_a_twin_starts_from_the_teachers_weights_or_anew(tmp_path, init, same):
     config = tiny(tmp_path, student=dict(init=init))
     teacher = build_teacher(config.teacher, 10).eval()
-    student = make_student(config.student, teacher, torch.zeros(1, 1, 8, 8))
+    student = make_student(config.student, teacher, 10, torch.zeros(1, 1, 8, 8), DIGITS)
     assert torch.equal(student.layer1[0].conv1.weight, teacher.layer1[0].conv1.weight) == same
 
 
@@ -310,3 +327,23 @@ def test_the_students_modules_may_have_other_names_than_the_teachers(tmp_path):
     short = dict(epochs=1, batch_size=64)
     parts = dict(taps=["layer2"], student_taps={"layer2": "layer1"}, train=short, teacher_train=short)
     assert list(distil(tiny(tmp_path / "r", **parts))["hybrid_top1"]) == ["layer2"]
+
+
+def test_a_student_starts_from_another_runs_at_another_number_of_time_steps(finished, tmp_path):
+    folder, _, _ = finished
+    config = tiny(
+        tmp_path / "r",
+        init=InitConfig(from_run=str(folder)),
+        teacher=dict(weights=str(folder / "teacher")),
+        student=dict(timesteps=3),
+        train=dict(epochs=1, lr=1e-12, batch_size=64),
+    )
+    assert distil(config)["timesteps"] == 3
+    name = "layer3.1.conv2.weight"
+    torch.testing.assert_close(weights_of(tmp_path / "r")[name], weights_of(folder)[name], rtol=0, atol=1e-9)
+
+
+def test_a_run_to_start_from_must_be_there_before_anything_is_written(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"init\.from_run: there is no folder nowhere"):
+        distil(tiny(tmp_path / "r", init=InitConfig(from_run="nowhere")))
+    assert list(tmp_path.iterdir()) == []

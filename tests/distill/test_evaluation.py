@@ -8,7 +8,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from distill import HybridOutput
 from distill.evaluation import by_name, firing_rates, top1, top1_by_timesteps
-from models import NeuronConfig, spiking_twin
+from models import DSRConfig, NeuronConfig, create_snn, spiking_twin
 
 LABELS = [0, 1, 2, 2, 2, 0, 1]  # seven images, in batches of 3, 3 and 1
 
@@ -77,3 +77,23 @@ def test_evaluation_at_other_time_steps_puts_the_students_own_back(prepared):
     with pytest.raises(ValueError, match="timesteps"):
         top1_by_timesteps(*prepared, snn, [1, 0])
     assert snn.timesteps == 3
+
+
+def test_a_spike_of_dsr_counts_once_however_large_it_is(prepared):
+    snn = create_snn(
+        "resnet18_cifar", 3, 4, 2, algorithm="dsr", width=8, dsr=DSRConfig(threshold=2.0, alpha=0.5)
+    ).eval()
+    for name in ("conv0.0", "conv0.1"):
+        nn.init.zeros_(snn.get_submodule(name).weight)
+    nn.init.ones_(snn.conv0[1].bias)  # a current of 1 in each step against a firing level of 0.5 * 2: spikes of 2
+    rates = firing_rates(*prepared, snn)
+    # v: 1 -> spike, -1; 0; 1 -> spike, -1; 0: every second step
+    assert (
+        rates["conv0.2"] == pytest.approx(0.5) and len(rates) == 17 and all(0 <= rate <= 1 for rate in rates.values())
+    )
+
+
+def test_frames_of_events_are_counted_by_their_labels():
+    accelerator = Accelerator(cpu=True)
+    frames = [(torch.zeros(4, 3, 2, 4, 4), torch.tensor([0, 2, 2])), (torch.zeros(4, 1, 2, 4, 4), torch.tensor([2]))]
+    assert firing_rates(accelerator, frames, snn_of(2.0)) == pytest.approx({"1": 0.5})

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from toy_runs import forget_accelerate, metrics_of, timeless
 
 from distill import TrainConfig
+from distill.backward import once
 from distill.loop import NonFiniteLossError, fit, make_optimizer, unwrap, warmup_cosine
 from distill.runs import Checkpoints, RunFolder
 
@@ -49,7 +50,7 @@ def train(tmp_path, config, model=None, losses=cross_entropy, images=IMAGES, res
         stage="student",
         accelerator=accelerator,
         model=linear() if model is None else model,
-        losses=losses,
+        backward=once(losses),
         loader=DataLoader(data_of(images), config.batch_size),
         evaluate=evaluate,
         config=config,
@@ -274,7 +275,7 @@ def test_fewer_images_than_a_batch_are_refused(tmp_path):
             stage="student",
             accelerator=accelerator,
             model=linear(),
-            losses=cross_entropy,
+            backward=once(cross_entropy),
             loader=loader,
             evaluate=lambda model: {},
             config=config_of(),

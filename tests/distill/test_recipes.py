@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from distill import DistillConfig, cli
+from distill import DistillConfig, SnnTrainingConfig, cli
 from distill.config import TeacherTrainingConfig
 from distill.runs import flatten
 
@@ -15,7 +15,8 @@ NAMES = {"run.name", "teacher.name", "data.name"}  # may be said for the reader'
 
 
 def config_class(path):
-    return TeacherTrainingConfig if path.stem.endswith("_teacher") else DistillConfig
+    kinds = {"teacher": TeacherTrainingConfig, "snn": SnnTrainingConfig}
+    return next((kinds[word] for word in path.stem.split("_") if word in kinds), DistillConfig)
 
 
 def parsed(path):
@@ -24,7 +25,16 @@ def parsed(path):
 
 
 def test_there_are_recipes():
-    assert {path.name for path in RECIPES} >= {"digits.yaml", "digits_teacher.yaml", "cifar10_resnet18.yaml"}
+    names = {
+        "digits",
+        "digits_teacher",
+        "digits_snn",
+        "cifar10_resnet18",
+        "snn_cifar10",
+        "snn_cifar100",
+        "snn_imagenet",
+    }
+    assert {path.stem for path in RECIPES} >= names
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)
@@ -51,7 +61,27 @@ def test_a_recipe_begins_with_a_comment_that_says_what_it_is_for(path):
 @pytest.mark.parametrize("name", ["digits", "cifar10"])
 def test_a_teachers_recipe_makes_the_teacher_that_the_distillation_expects(name):
     teacher = parsed(FOLDER / f"{name}_teacher.yaml")[0]
-    (distillation,) = (path for path in RECIPES if path.stem.startswith(name) and path.stem[-7:] != "teacher")
+    (distillation,) = (p for p in RECIPES if p.stem.startswith(name) and config_class(p) is DistillConfig)
     config = parsed(distillation)[0]
     assert config.teacher == teacher.teacher and config.data == teacher.data
     assert config.teacher_train == teacher.train
+
+
+PAPER = {  # Yu et al., NeurIPS 2024, appendix: network, images a step on all processes, rate, decay, epochs
+    "snn_cifar10": ("resnet18_cifar", 128, 1, 0.1, 5e-4, 300),
+    "snn_cifar100": ("resnet18_cifar", 128, 1, 0.1, 5e-4, 300),
+    "snn_imagenet": ("sew_resnet34", 512, 8, 0.2, 2e-5, 100),
+}
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_the_papers_recipes_have_the_papers_hyper_parameters(name):
+    config = parsed(FOLDER / f"{name}.yaml")[0]
+    network, images, processes, lr, decay, epochs = PAPER[name]
+    train, student = config.train, config.student
+    assert (student.name, student.timesteps, student.width, student.algorithm) == (network, 4, None, "rate_m")
+    assert (train.lr, train.weight_decay, train.epochs, train.momentum) == (lr, decay, epochs, 0.9)
+    assert train.batch_size * train.accumulate * processes == images and train.optimizer == "momentum"
+    assert config.loss.gradient_scale == "1/T" and config.loss.name == "ce"
+    neuron = student.neuron
+    assert (neuron.leak, neuron.threshold, neuron.reset, neuron.alpha) == (0.2, 1.0, "soft", 4.0)

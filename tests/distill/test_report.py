@@ -2,7 +2,8 @@
 
 import importlib.metadata
 
-from distill.report import model_card, rate_warnings, table, versions
+from distill.report import GRADIENTS, model_card, rate_warnings, table, versions
+from models import ALGORITHMS
 
 SUMMARY = {
     "teacher_top1": 90.0,
@@ -10,6 +11,7 @@ SUMMARY = {
     "student_top1": 60.0,
     "student_top1_by_timesteps": {1: 50.0, 4: 60.0},
     "timesteps": 4,
+    "algorithm": "rate_m",
     "parameters": 12345,
     "mean_firing_rate": 0.125,
     "versions": {"torch": "9.9"},
@@ -43,3 +45,19 @@ def test_versions_are_those_of_the_installed_packages():
     found = versions()
     assert {"python", "spikeswap", "torch", "timm", "accelerate", "spikingjelly"} <= found.keys()
     assert found["timm"] == importlib.metadata.version("timm")
+
+
+def test_a_network_that_had_no_teacher_says_so():
+    summary = {k: v for k, v in SUMMARY.items() if k not in ("teacher_top1", "hybrid_top1")} | {"algorithm": "ottt"}
+    assert [row.split()[-1] for row in table(summary).splitlines()[2:]] == ["60.00", "50.00", "60.00"]
+    card = model_card(summary, None, "digits", "train:\n  epochs: 3\n")
+    assert "labels alone with online training through time (Xiao et al., NeurIPS 2022)" in card
+    assert (
+        "distill" not in card
+        and "Hybrid" not in card
+        and "\ntags: [spiking-neural-network, image-classification]\n" in card
+    )
+
+
+def test_every_algorithm_has_a_name_for_the_model_card():
+    assert GRADIENTS.keys() == set(ALGORITHMS)

@@ -30,7 +30,7 @@ def test_the_network_is_timms_with_the_changes_that_were_asked_for():
     network = build_teacher(TeacherConfig(**TEACHER), 7)
     assert network.conv1.kernel_size == (3, 3) and network.conv1.stride == (1, 1) and network.conv1.in_channels == 1
     assert isinstance(network.maxpool, torch.nn.Identity) and network.fc.out_features == 7
-    assert [info["num_chs"] for info in network.feature_info][1:] == [4, 4, 8, 8]
+    assert [info["num_chs"] for info in network.feature_info][1:] == [8, 8, 8, 8]
 
 
 def test_timms_weights_are_asked_for_where_there_are_no_others(tmp_path, monkeypatch):

@@ -15,7 +15,7 @@ import models
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = [
-    *("--teacher.kwargs", "{channels: [4, 4, 8, 8]}", "--teacher.input_size", "[1, 8, 8]"),
+    *("--teacher.kwargs", "{channels: [8, 8, 8, 8]}", "--teacher.input_size", "[1, 8, 8]"),
     *("--data.max_train_samples", "128", "--data.max_eval_samples", "50", "--train.epochs", "1"),
     *("--run.threads", "1", "--run.trackers", "[]", "--run.compile", "false"),
 ]
@@ -76,13 +76,27 @@ def test_a_teacher_of_its_own_script_teaches(teacher_run, tmp_path):
     assert not (tmp_path / "here" / "teacher").exists() and not (tmp_path / "runs").exists()
 
 
-@pytest.mark.parametrize("script", ["distill.py", "train_teacher.py"])
+def test_a_network_learns_from_labels_alone(tmp_path):
+    arguments = [
+        *("--ann.input_size", "[1, 8, 8]", "--student.width", "8", "--student.timesteps", "2"),
+        *("--student.algorithm", "sltt", *TINY[4:], "--eval_timesteps", "[]"),
+    ]
+    done = succeed(tmp_path, "train_snn.py", *arguments)
+    run = tmp_path / "runs" / "digits_snn"  # what the default recipe says
+    assert [line["stage"] for line in metrics(run)] == ["student"] and "Warning" not in done.stderr
+    assert list(read(run / "summary.json")["student_top1_by_timesteps"]) == ["2"]
+    assert "top-1 (%)" in done.stderr and "everything is in runs/digits_snn" in done.stderr and done.stdout == ""
+    snn = models.load_snn(run / "student")
+    assert snn.algorithm == "sltt" and snn.spec["width"] == 8 and snn(torch.zeros(2, 1, 8, 8)).shape == (2, 10)
+
+
+@pytest.mark.parametrize("script", ["distill.py", "train_teacher.py", "train_snn.py"])
 def test_help_is_shown(script, tmp_path):
     done = succeed(tmp_path, script, "--help")
     assert "--train.lr" in done.stdout and "--resume" in done.stdout and done.stderr == ""
 
 
-RESNET = "teacher: {name: resnet18, input_size: [1, 8, 8], kwargs: {channels: [4, 4, 8, 8]}, cifar_stem: true}\n"
+RESNET = "teacher: {name: resnet18, input_size: [1, 8, 8], kwargs: {channels: [8, 8, 8, 8]}, cifar_stem: true}\n"
 
 
 def no_mean(folder):

@@ -1,0 +1,98 @@
+"""The networks of a run: the analogue one, the spiking one, and where the spiking one starts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from distill.checks import check
+from models import ALGORITHMS, TWIN_ALGORITHMS, list_snns
+from models.dsr import DSRConfig
+from models.dynamics import NeuronConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherConfig:
+    """The analogue network that teaches. Without `pretrained` or `weights` it is trained on the spot."""
+
+    name: str = "resnet18"
+    """timm's name of the network, or hf_hub:owner/model."""
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    """Further arguments of the timm network, e.g. {channels: [32, 64, 128, 256]}."""
+    cifar_stem: bool = False
+    """Replace the stem by a 3x3 convolution of stride 1 without max pool, for images of about 32x32 pixels."""
+    pretrained: bool = False
+    """Load timm's weights, from the hub or its cache."""
+    weights: str | None = None
+    """A safetensors file, or a folder that holds model.safetensors, with the teacher's weights."""
+    input_size: list[int] | None = None
+    """Images as [channels, height, width]; None: what the pretrained weights came with."""
+    mean: list[float] | None = None
+    """Mean of each channel that the teacher was trained with, for values in [0, 1]; None: see input_size."""
+    std: list[float] | None = None
+    """Standard deviation of each channel, likewise."""
+    interpolation: Literal["bilinear", "bicubic", "nearest"] | None = None
+    """How images are resized; None: as the pretrained weights came with, else bilinear."""
+    crop_pct: float | None = None
+    """Share of the image that the centre crop of evaluation keeps; None: see interpolation, else 1."""
+
+    def __post_init__(self) -> None:
+        check(not (self.pretrained and self.weights), "weights", self.weights, "none with pretrained")
+        if self.input_size is not None:
+            good = len(self.input_size) == 3 and min(self.input_size) > 0
+            check(good, "input_size", self.input_size, "[channels, height, width], each above 0")
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            if values is not None and self.input_size is not None:
+                channels = self.input_size[0]
+                check(len(values) == channels, name, values, f"{channels} numbers, one a channel")
+        if self.std is not None:
+            check(min(self.std) > 0, "std", self.std, "above 0")
+        if self.crop_pct is not None:
+            check(0 < self.crop_pct <= 1, "crop_pct", self.crop_pct, "in (0, 1]")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudentConfig:
+    """The spiking network that learns."""
+
+    name: str = "twin"
+    """twin: the analogue network's own module tree with neurons; or a network of models.list_snns()."""
+    width: int | None = None
+    """Channels of the first stage of a network of models.list_snns(), all others in proportion; None: the paper's."""
+    timesteps: int = 4
+    """T, time steps of one image, at least 1."""
+    neuron: NeuronConfig = field(default_factory=NeuronConfig)
+    """The neurons' constants."""
+    dsr: DSRConfig = field(default_factory=DSRConfig)
+    """The neurons of the algorithm dsr, in place of those above."""
+    encoder: Literal["direct", "poisson"] = "direct"
+    """direct: the same image at each step; poisson: spikes, as likely as a pixel is bright, drawn anew at each step."""
+    init: Literal["teacher", "scratch"] = "teacher"
+    """Where a twin's weights start: copied from the analogue network, or drawn anew."""
+    algorithm: str = "rate_m"
+    """The gradient: rate_m (rate-based, all steps at once), rate_s (rate-based, a step at a time, in memory that does
+    not grow with T), bptt (through time); for the networks of models.list_snns() also ottt and sltt (forward in time,
+    a backward pass each step; not in distillation) and dsr (spike representation, with neurons of its own)."""
+    gates: Literal["refuse", "keep"] = "refuse"
+    """Gates such as squeeze-and-excitation: refuse them, or keep them analogue, computed on the rate."""
+
+    def __post_init__(self) -> None:
+        names = ["twin", *list_snns()]
+        check(self.name in names, "name", self.name, f"one of {names}")
+        check(self.timesteps >= 1, "timesteps", self.timesteps, "at least 1")
+        check(self.algorithm in ALGORITHMS, "algorithm", self.algorithm, f"one of {ALGORITHMS}")
+        if self.name == "twin":
+            allowed = f"one of {TWIN_ALGORITHMS} for a twin"
+            check(self.algorithm in TWIN_ALGORITHMS, "algorithm", self.algorithm, allowed)
+            check(self.width is None, "width", self.width, "none for a twin, which is as wide as its analogue network")
+        check(self.width is None or self.width >= 1, "width", self.width, "at least 1, or none")
+        unknowable = "refuse with rate_s, which at the first step does not know the rate of all steps that a gate needs"
+        check(self.gates != "keep" or self.algorithm != "rate_s", "gates", self.gates, unknowable)
+
+
+@dataclass(frozen=True, kw_only=True)
+class InitConfig:
+    """Where the spiking network starts, if not where `student.init` says."""
+
+    from_run: str | None = None
+    """Folder of a finished run, whose student's weights are the start, also at another T or with another gradient."""

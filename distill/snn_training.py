@@ -1,0 +1,97 @@
+"""Training of a spiking network on labels alone: no teacher, the same data, loop, run folder and figures."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import time
+from typing import Any
+
+from accelerate.utils import set_seed
+from torch import Tensor
+
+from distill.backward import Backward, each_step, once
+from distill.config import SnnTrainingConfig
+from distill.data import Preprocessing, Splits, eval_loader, load_data, train_loader
+from distill.evaluation import top1
+from distill.loop import fit, make_optimizer, unwrap
+from distill.network_config import InitConfig
+from distill.results import student_results, write_results
+from distill.runs import has_checkpoint
+from distill.session import Session
+from distill.snn_losses import SnnLossConfig, snn_losses
+from distill.students import make_student, probe_images
+from distill.teachers import build_teacher, teacher_preprocessing
+from models import ONLINE, SpikingNetwork, check_saveable
+from models.network import probing
+
+log = logging.getLogger(__name__)
+
+
+def run(config: SnnTrainingConfig, session: Session, resume: bool) -> dict[str, Any]:
+    """The job of scripts/train_snn.py: network, training, evaluation, export.
+
+    Returns:
+        the summary that it writes to summary.json.
+    """
+    started = time.perf_counter()
+    accelerator, seed, workers = session.accelerator, config.run.seed, config.data.workers
+    preprocessing = teacher_preprocessing(config.ann, "ann")
+    data = load_data(config.data, preprocessing, seed)
+    log.info("%d images to train on, %d to evaluate on, %d classes", len(data.train), len(data.eval), len(data.classes))
+    images = probe_images(data, accelerator.device)
+    goes_on = resume and has_checkpoint(config.run, "student")  # then its weights count, not those of another run
+    make = functools.partial(_make, config, len(data.classes), images, preprocessing, None if goes_on else config.init)
+    _check(config, make(), data, images)
+    earlier = sum(line["seconds"] for line in session.folder.metrics()) if resume else 0.0
+    set_seed(seed)  # from here on the same, whatever was looked at before
+    loader = accelerator.prepare(eval_loader(data.eval, config.train.batch_size, workers=workers))
+    result = fit(
+        stage="student",
+        accelerator=accelerator,
+        model=make().train(),
+        backward=backward_of(config.loss, config.student.algorithm, config.student.timesteps),
+        loader=train_loader(data.train, config.train.batch_size, seed=seed, workers=workers),
+        evaluate=lambda model: top1(accelerator, loader, lambda images: {"student_top1": model(images)}),
+        config=config.train,
+        folder=session.folder,
+        resume=resume,
+    )
+    accuracy = result.evaluation or top1(accelerator, loader, lambda images: {"student_top1": result.model(images)})
+    student: Any = unwrap(accelerator, result.model)
+    summary = student_results(accelerator, loader, student, accuracy["student_top1"], config.eval_timesteps, result)
+    summary["seconds"] = earlier + time.perf_counter() - started
+    if accelerator.is_main_process:
+        write_results(session, summary, student, None, preprocessing, config.data, data)
+    accelerator.wait_for_everyone()
+    accelerator.end_training()
+    return summary
+
+
+def backward_of(loss: SnnLossConfig, algorithm: str, timesteps: int) -> Backward:
+    """The forward and backward passes that an algorithm needs for a loss (`distill.snn_losses`)."""
+    losses = functools.partial(snn_losses, config=loss, timesteps=timesteps)
+    if algorithm in ONLINE:
+        return each_step(losses, timesteps)
+    return once(losses, per_step=True) if loss.name == "tet" else once(losses)
+
+
+def _make(
+    config: SnnTrainingConfig, classes: int, images: Tensor, preprocessing: Preprocessing, init: InitConfig | None
+) -> SpikingNetwork:
+    twin = config.student.name == "twin"
+    ann = build_teacher(config.ann, classes).to(images.device) if twin else None
+    return make_student(config.student, ann, classes, images, preprocessing, init)
+
+
+def _check(config: SnnTrainingConfig, snn: SpikingNetwork, data: Splits, images: Tensor) -> None:
+    """Looks, before a folder is made, at what would fail in the first step or after the last."""
+    check_saveable(snn)
+    try:
+        with probing(snn, timesteps=1):
+            snn(images[:1])
+    except RuntimeError as error:  # a map that a pool has nothing left of
+        size = "x".join(map(str, images.shape[2:]))
+        raise ValueError(f"student.name: {config.student.name!r} does not take images of {size}: {error}") from error
+    make_optimizer(snn, config.train)
+    train_loader(data.train, config.train.batch_size, seed=config.run.seed, workers=config.data.workers)
