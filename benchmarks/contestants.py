@@ -99,7 +99,7 @@ def _ours(settings: Settings) -> Contestant:
     snn = models.create_snn(
         settings.network, timesteps=settings.timesteps, algorithm=settings.algorithm, width=settings.width
     )
-    if settings.algorithm in ("ottt", "sltt"):
+    if settings.algorithm in models.ONLINE:
         return Contestant(
             network=snn,
             logits=lambda images, part: snn(images, step=part),

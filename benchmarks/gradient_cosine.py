@@ -26,6 +26,7 @@ def gradients(snn: SpikingNetwork, algorithm: str, images: Tensor, labels: Tenso
     """The gradient of each parameter, by name, for the mean cross-entropy of images (B, C, H, W); buffers are kept."""
     buffers = {name: buffer.clone() for name, buffer in snn.named_buffers()}
     set_algorithm(snn, algorithm).zero_grad(set_to_none=True)
+    torch.manual_seed(0)  # the same Poisson input and dropout for each algorithm
     F.cross_entropy(snn.train()(images), labels).backward()
     with torch.no_grad():
         for name, buffer in snn.named_buffers():
@@ -70,7 +71,9 @@ def main() -> None:
     args = parser.parse_args()
 
     snn = load_snn(args.model)
-    extra = snn.spec["extra"]
+    extra = snn.spec.get("extra")
+    if extra is None:
+        parser.error(f"{args.model}: config.json does not say how its images were normalised (no entry 'extra')")
     pre = Preprocessing(input_size=tuple(extra["input_size"]), mean=tuple(extra["mean"]), std=tuple(extra["std"]))
     data = DataConfig(name="folder", root=args.root, max_train_samples=args.batch * args.batches)
     splits = load_data(data if args.root else DataConfig(max_train_samples=args.batch * args.batches), pre)

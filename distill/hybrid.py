@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from distill.taps import Tap, append_rows, check_taps, default_tap_names, hooks, rounding
 from models import SpikeTrain, SpikingNetwork
+from models.kernels import at_least_float32
 from models.network import probing
 
 
@@ -193,7 +194,3 @@ def _probe_images(teacher: nn.Module) -> Tensor:
     in_chans = next((m.in_channels for m in teacher.modules() if isinstance(m, nn.Conv2d)), size[0])
     generator = torch.Generator().manual_seed(0)
     return torch.randn(2, in_chans, *size[1:], generator=generator).to(parameter.device, parameter.dtype)
-
-
-def at_least_float32(logits: Tensor) -> Tensor:
-    return logits.to(torch.promote_types(logits.dtype, torch.float32))

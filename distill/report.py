@@ -60,7 +60,7 @@ def model_card(summary: dict[str, Any], teacher: str | None, data: str, config: 
     gradient = GRADIENTS[summary["algorithm"]]
     if teacher is None:
         tags, title = "", "Spiking network"
-        how = f"Trained on labels alone with {gradient},"
+        how = f"Trained on labels, from the start that the configuration below names, with {gradient},"
     else:
         tags, title = ", distillation", f"Spiking network distilled from {teacher}"
         how = f"Block-wise hybrid replacement (Yang et al., CVPR 2025) with {gradient},"

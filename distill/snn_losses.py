@@ -47,18 +47,22 @@ def snn_losses(logits: Tensor, labels: Tensor, config: SnnLossConfig, timesteps:
     """The loss as "total" and, of tet, its two parts without their shares, each a scalar.
 
     Args:
-        logits: of ce (B, K), the mean over time or those of one step; of tet (T, B, K), or (B, K) of one step.
+        logits: of ce (B, K), the mean over time or those of one step; of tet (S, B, K), those of S steps.
         labels: (B,) class indices.
         timesteps: T, for the scale of the gradient.
+
+    Raises:
+        ValueError: for tet of logits without an axis of steps, of which it would be ordinary cross-entropy.
     """
     logits = at_least_float32(logits)
     parts: dict[str, Tensor] = {}
     if config.name == "ce":
         total = F.cross_entropy(logits, labels, label_smoothing=config.label_smoothing)
     else:
-        steps = logits if logits.ndim == 3 else logits[None]
-        parts["ce"] = temporal_efficient_training_cross_entropy(steps, labels)
-        parts["mse"] = (steps - config.tet_target).square().mean()
+        if logits.ndim != 3:
+            raise ValueError(f"tet takes the logits of each step (S, B, K), found shape {tuple(logits.shape)}")
+        parts["ce"] = temporal_efficient_training_cross_entropy(logits, labels)
+        parts["mse"] = (logits - config.tet_target).square().mean()
         total = (1 - config.tet_lambda) * parts["ce"] + config.tet_lambda * parts["mse"]
     if config.gradient_scale == "1/T":
         total = scale_gradient(total, 1 / timesteps)

@@ -7,6 +7,7 @@ import logging
 import time
 from typing import Any
 
+import torch
 from accelerate.utils import set_seed
 from torch import Tensor
 
@@ -71,9 +72,10 @@ def run(config: SnnTrainingConfig, session: Session, resume: bool) -> dict[str, 
 def backward_of(loss: SnnLossConfig, algorithm: str, timesteps: int) -> Backward:
     """The forward and backward passes that an algorithm needs for a loss (`distill.snn_losses`)."""
     losses = functools.partial(snn_losses, config=loss, timesteps=timesteps)
+    tet = loss.name == "tet"
     if algorithm in ONLINE:
-        return each_step(losses, timesteps)
-    return once(losses, per_step=True) if loss.name == "tet" else once(losses)
+        return each_step(lambda logits, labels: losses(logits[None] if tet else logits, labels), timesteps)
+    return once(losses, per_step=True) if tet else once(losses)
 
 
 def _make(
@@ -90,6 +92,8 @@ def _check(config: SnnTrainingConfig, snn: SpikingNetwork, data: Splits, images:
     try:
         with probing(snn, timesteps=1):
             snn(images[:1])
+    except torch.OutOfMemoryError:
+        raise
     except RuntimeError as error:  # a map that a pool has nothing left of
         size = "x".join(map(str, images.shape[2:]))
         raise ValueError(f"student.name: {config.student.name!r} does not take images of {size}: {error}") from error

@@ -22,9 +22,6 @@ def compile_kernels(enabled: bool) -> None:
     """
     global _compiling
     _compiling = enabled
-    if enabled:  # one for each combination of steps, terms and types: the default of 8 is soon used up
-        limit = torch._dynamo.config.recompile_limit
-        torch._dynamo.config.recompile_limit = max(128, limit)
 
 
 @contextlib.contextmanager
@@ -53,16 +50,23 @@ def compilable(kernel: Callable) -> Callable:
         if not _compiling:
             return kernel(*args)
         try:
+            # one for each combination of steps, terms and types: the default of 8 is soon used up. The setting belongs
+            # to a thread, and backward passes on a GPU run in one of their own
+            if torch._dynamo.config.recompile_limit < 128:
+                torch._dynamo.config.recompile_limit = 128
             compiled = compiled or torch.compile(kernel, dynamic=True)
             return compiled(*args)
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # dynamo and inductor raise what their many backends raise
+            result = kernel(
+                *args
+            )  # what is wrong with the numbers themselves is raised here, and is not the compiler's
             compile_kernels(False)
             log.warning(
                 "fused passes run uncompiled, several times slower: torch.compile failed (%s)", _first_line(error)
             )
-            return kernel(*args)
+            return result
 
     return call
 

@@ -42,7 +42,9 @@ class PoissonEncoder:
         mean, std = (torch.tensor(v, dtype=dtype, device=images.device)[:, None, None] for v in (self.mean, self.std))
         values = images.to(dtype) * std + mean
         low, high = values.aminmax()
-        if low < -1e-4 or high > 1 + 1e-4 or not torch.isfinite(high - low):
+        # a normalised image in half precision is off by as much when the normalisation is undone
+        rounding = max(1e-4, 2 * torch.finfo(images.dtype).eps * (1 + max(map(abs, self.mean))))
+        if low < -rounding or high > 1 + rounding or not torch.isfinite(high - low):
             raise ValueError(
                 f"Poisson encoding takes values in [0, 1], found {low.item():.4g} to {high.item():.4g}; "
                 f"the encoder knows a normalisation by mean {self.mean} and std {self.std}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from collections.abc import Callable
@@ -50,6 +51,7 @@ def check_saveable(snn: SpikingNetwork) -> dict[str, Any]:
         ValueError: if the network could not be rebuilt from it.
     """
     spec = dict(snn.spec, timesteps=snn.timesteps, algorithm=snn.algorithm)
+    spec["encoder"] = None if snn.input_encoder is None else dataclasses.asdict(snn.input_encoder)
     if spec["kind"] == "twin" and spec["ann"] is None:  # made from a network that create_ann did not make
         spec["ann"] = timm_spec(snn)
     try:

@@ -77,19 +77,30 @@ def moments_and_mean(folded: Tensor, steps: int) -> tuple[Tensor, Tensor, Tensor
         mean, var = torch.batch_norm_update_stats(folded, unused, unused.clone(), 0.0)
         return mean, var, mean_over_steps(folded, steps)
     x = layout(folded, steps)
+    if steps == 1:
+        return *_moments(x), folded
     mean, var, value = _moments_and_mean(x)
     return mean, var, from_layout(value[None], folded)
 
 
 @compilable
 def _moments_and_mean(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return *_moments_of(x), at_least_float32(x).mean(0).to(x.dtype)
+
+
+@compilable
+def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
+    return _moments_of(x)
+
+
+def _moments_of(x: Tensor) -> tuple[Tensor, Tensor]:
     x32 = at_least_float32(x)
     others = [axis for axis in range(x.ndim) if axis != 2]
     # one pass instead of two: about one of the numbers, so that a large mean cancels nothing
     centre = x32[0, 0] if x.ndim == 3 else x32[0, 0, :, :1]
     shifted = x32 - centre
     mean, square = shifted.mean(others), (shifted * shifted).mean(others)
-    return mean + centre.view(-1), (square - mean * mean).clamp_min(0), x32.mean(0).to(x.dtype)
+    return mean + centre.view(-1), (square - mean * mean).clamp_min(0)
 
 
 def fire(

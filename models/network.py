@@ -47,13 +47,13 @@ class SpikingNetwork(nn.Module, StepModule):
         timesteps: T, settable.
         algorithm: one of `ALGORITHMS`; change it with `set_algorithm`.
         in_chans: channels of the images.
-        encoder: makes frames (T, B, C, H, W) of images (B, C, H, W) and T; None for the same image each step.
+        input_encoder: makes frames (T, B, C, H, W) of images (B, C, H, W) and T; None for the same image each step.
     """
 
     timesteps: int
     algorithm: str
     in_chans: int
-    encoder: PoissonEncoder | None
+    input_encoder: PoissonEncoder | None
     _next_step: int
     spec: dict[str, Any]
     """How the network was made, in JSON types: what `models.save_snn` writes and `models.load_snn` rebuilds from."""
@@ -76,17 +76,23 @@ class SpikingNetwork(nn.Module, StepModule):
             UnsupportedOperationError: names the operation that has no rule and the module that asked for it.
         """
         if self.step_mode == "s":
+            if self.input_encoder is not None:
+                images = self.input_encoder(images, 1)[0]
             return super().forward(images)  # type: ignore[misc]
         self._check(images)
         online = self.training and self.algorithm in ONLINE
         if online != (step is not None):
             wanted = "needs step=0 to T - 1 in turn, a backward pass each" if online else "runs all steps in one call"
             raise ValueError(f"{self.algorithm} {wanted}" + ("" if self.training else " in evaluation mode"))
+        if per_step and step is not None:
+            raise ValueError("per_step gives the logits of all steps, step those of one: not both")
         if per_step and self.training and self.algorithm not in PER_STEP:
             raise ValueError(f"{self.algorithm} has no gradient of each step's logits; those that have: {PER_STEP}")
         if online:
             return self._online_step(images, step)
-        images = images if self.encoder is None or images.ndim == 5 else self.encoder(images, self.timesteps)
+        images = (
+            images if self.input_encoder is None or images.ndim == 5 else self.input_encoder(images, self.timesteps)
+        )
         if self.training and self.algorithm == "rate_s":
             return self._step_by_step(images).rate
         kind: Pass = ("rate" if self.algorithm == "rate_m" else "graph") if self.training else "plain"
@@ -126,8 +132,8 @@ class SpikingNetwork(nn.Module, StepModule):
         assert step is not None
         if step == 0:
             reset_online_nodes(self)
-        if images.ndim == 4 and self.encoder is not None:
-            images = self.encoder(images, 1)[0]
+        if images.ndim == 4 and self.input_encoder is not None:
+            images = self.input_encoder(images, 1)[0]
         frame = images if images.ndim == 4 else images[step]
         kind: Pass = self.algorithm  # type: ignore[assignment]
         logits = self._traverse(SpikeTrain.constant(frame, 1, kind)).rate
@@ -143,10 +149,13 @@ class SpikingNetwork(nn.Module, StepModule):
             raise ValueError(f"the network takes images of {self.in_chans} channels, found {images.shape[-3]}")
         if images.ndim == 5 and images.shape[0] != self.timesteps:
             raise ValueError(f"the network runs {self.timesteps} steps, found {images.shape[0]} frames")
+        if getattr(self, "grad_checkpointing", False) and self.training:
+            raise ValueError("gradient checkpointing does not know spike trains: set_grad_checkpointing(False)")
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "timesteps":
             check_timesteps(value)
+            super().__setattr__("_next_step", 0)  # an online batch that was under way is over
         super().__setattr__(name, value)
 
 
@@ -157,28 +166,37 @@ def check_timesteps(timesteps: int) -> None:
 
 @contextlib.contextmanager
 def probing(snn: SpikingNetwork, timesteps: int) -> Iterator[None]:
-    """Evaluation mode at another T, without graph or compilation; T and every module's own mode come back after it."""
-    modes, own = {module: module.training for module in snn.modules()}, snn.timesteps
+    """Evaluation mode at another T, without graph, encoder or compilation; all that comes back after it."""
+    modes, own = {module: module.training for module in snn.modules()}, (snn.timesteps, snn.input_encoder)
     snn.eval()
-    snn.timesteps = timesteps
+    snn.timesteps, snn.input_encoder = timesteps, None
     try:
         with torch.no_grad(), uncompiled():
             yield
     finally:
-        snn.timesteps = own
+        snn.timesteps, snn.input_encoder = own
         for module, training in modes.items():
             module.training = training
 
 
 def _random_numbers(device: torch.device) -> Callable[[], None]:
-    """A function that puts the random numbers back to where they are now."""
+    """A function that puts the random numbers back to where they are now.
+
+    Raises:
+        ValueError: for a device whose random numbers cannot be put back.
+    """
+    if device.type not in ("cpu", "cuda", "xpu"):
+        raise ValueError(
+            f"rate_s runs on cpu, cuda and xpu, found {device.type}: it draws one dropout mask for all steps"
+        )
+    generator = None if device.type == "cpu" else getattr(torch, device.type)
     state = torch.get_rng_state()
-    on_device = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+    on_device = None if generator is None else generator.get_rng_state(device)
 
     def restore() -> None:
         torch.set_rng_state(state)
-        if on_device is not None:
-            torch.cuda.set_rng_state(on_device, device)
+        if generator is not None:
+            generator.set_rng_state(on_device, device)
 
     return restore
 
@@ -229,13 +247,20 @@ def as_spiking(
     encoder: PoissonEncoder | None = None,
     spec: dict[str, Any],
 ) -> SpikingNetwork:
-    """Turns a network whose activations are neurons into a `SpikingNetwork`, in place."""
+    """Turns a network whose activations are neurons into a `SpikingNetwork`, in place.
+
+    Raises:
+        ValueError: if a module or parameter of the network has the name of an attribute of spiking networks.
+    """
+    own = {name for name, _ in network.named_children()} | network._parameters.keys() | network._buffers.keys()
+    if taken := sorted(own & set(SpikingNetwork.__annotations__)):
+        raise ValueError(f"{type(network).__name__} has a module or parameter of a name that is taken: {taken}")
     network.__class__ = _spiking_class(type(network))  # type: ignore[arg-type]
     assert isinstance(network, SpikingNetwork)
     network._step_mode = "m"
     network.timesteps = timesteps
     network.in_chans = in_chans
-    network.encoder = encoder
+    network.input_encoder = encoder
     network._next_step = 0
     network.spec = spec
     set_algorithm(network, algorithm)

@@ -100,8 +100,10 @@ class SpikingNeuron(SimpleBaseNode):
     def _graph_pass(self, x: SpikeTrain) -> SpikeTrain:
         """Backpropagation through time."""
         kept, self.v = self.v, 0.0  # the state of a caller who steps by hand is none of this pass's business
-        spikes = torch.stack([self._step(current) for current in x.stream])
-        self.v = kept
+        try:
+            spikes = torch.stack([self._step(current) for current in x.stream])
+        finally:
+            self.v = kept
         return x.derive(spikes.flatten(0, 1), x.timesteps)
 
     def _ottt_pass(self, x: SpikeTrain) -> SpikeTrain:
@@ -114,6 +116,7 @@ class SpikingNeuron(SimpleBaseNode):
     def _online_node(self) -> nn.Module:
         """The node in training mode, whatever this part of the network is in: else it has no trace and no gradient."""
         assert self.online is not None, "set_algorithm gives every neuron its node"
+        self.online.step_mode = "s"  # SpikingJelly's set_step_mode(network, "m") reaches it, too
         return self.online.train()
 
     def single_step_forward(self, x: Tensor) -> Tensor:

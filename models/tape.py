@@ -9,13 +9,15 @@ Shapes: T time steps, B images, C channels.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 Record = TypeVar("Record")
+
+
+_CHANGED = "the network's code ran otherwise than at the step before: rate_s needs the same layers in the same order"
 
 
 class Tape:
@@ -31,15 +33,28 @@ class Tape:
         self._next = 0
 
     def rewind(self) -> None:
-        """The next rule is the network's first again."""
+        """The next rule is the network's first again.
+
+        Raises:
+            RuntimeError: if the last traversal was another than the one before.
+        """
+        if self._next != len(self._records):
+            raise RuntimeError(_CHANGED)
         self._next = 0
 
-    def record(self, make: Callable[[], Record]) -> Record:
-        """The record of this place; `make` makes it in the first traversal."""
+    def record(self, make: type[Record]) -> Record:
+        """The record of this place, which is made in the first traversal.
+
+        Raises:
+            RuntimeError: if this place had another kind of record in the traversal before.
+        """
         if self._next == len(self._records):
             self._records.append(make())
+        record = self._records[self._next]
+        if type(record) is not make:
+            raise RuntimeError(_CHANGED)
         self._next += 1
-        return self._records[self._next - 1]
+        return record
 
     def take(self) -> Any:
         """The record of this place, for the last time: the tape lets go of it."""
@@ -60,6 +75,8 @@ class Mean:
         if self.sum is None:
             self.dtype = x.dtype
             self.sum = x.to(torch.promote_types(x.dtype, torch.float32), copy=True)
+        elif self.sum.shape != x.shape:
+            raise RuntimeError(_CHANGED)
         else:
             self.sum += x
 

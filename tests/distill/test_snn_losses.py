@@ -50,7 +50,7 @@ def test_tets_gradient():
 
 def test_tet_of_one_step_alone_is_its_own_share_of_the_mean():
     config = SnnLossConfig(name="tet")
-    steps = [snn_losses(step, LABEL, config, 2)["total"].item() for step in LOGITS]
+    steps = [snn_losses(step[None], LABEL, config, 2)["total"].item() for step in LOGITS]
     assert sum(steps) / 2 == pytest.approx(snn_losses(LOGITS, LABEL, config, 2)["total"].item(), abs=1e-12)
 
 
@@ -79,3 +79,8 @@ def test_losses_of_half_precision_logits_are_computed_in_float32():
     labels = torch.tensor([0, 1, 2, 0])
     found = snn_losses(logits, labels, SnnLossConfig(), 2)["total"]
     assert found.dtype == torch.float32 and found.item() == F.cross_entropy(logits.float(), labels).item()
+
+
+def test_tet_of_mean_logits_is_refused():
+    with pytest.raises(ValueError, match=r"tet takes the logits of each step \(S, B, K\), found shape \(1, 2\)"):
+        snn_losses(LOGITS.mean(0), LABEL, SnnLossConfig(name="tet"), 2)

@@ -80,7 +80,7 @@ def test_the_saved_network_can_be_used_and_says_what_it_is(finished):
     assert snn(torch.zeros(2, 1, 8, 8)).shape == (2, 10) and snn.spec["width"] == 8
     assert snn.spec["extra"] == dict(input_size=[1, 8, 8], mean=[0.3], std=[0.4], classes=[*"0123456789"])
     card = (folder / "student" / "README.md").read_text()
-    assert "labels alone" in card and resolved(config).strip() in card
+    assert "Trained on labels, from the start" in card and resolved(config).strip() in card
 
 
 @pytest.mark.parametrize("parts", [dict(), dict(student=dict(algorithm="ottt"))], ids=["rate_m", "ottt"])
@@ -125,7 +125,7 @@ def test_other_configurations_run_end_to_end(tmp_path, parts):
     snn = models.load_snn(tmp_path / "r" / "student")
     assert snn.algorithm == config.student.algorithm
     if config.student.encoder == "poisson":
-        assert snn.encoder == models.PoissonEncoder(mean=(0.3,), std=(0.4,))
+        assert snn.input_encoder == models.PoissonEncoder(mean=(0.3,), std=(0.4,))
 
 
 def test_the_gradients_scale_reaches_the_weights(tmp_path):

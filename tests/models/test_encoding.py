@@ -2,10 +2,11 @@
 
 import pytest
 import torch
+from spikingjelly.activation_based import functional
 from torch import nn
 from toy_networks import Residual, generic, spiking
 
-from models import NeuronConfig, PoissonEncoder, SpikingNeuron, create_snn
+from models import NeuronConfig, PoissonEncoder, SpikingNeuron, create_snn, spiking_twin
 from models.network import as_spiking
 
 
@@ -95,7 +96,7 @@ def test_a_network_runs_on_the_drawn_frames(algorithm):
     ours, plain = encoded(algorithm), spiking(generic(Residual(NeuronConfig(leak=0.5))), 3, algorithm)
     plain.load_state_dict(ours.state_dict())
     torch.manual_seed(4)
-    frames = ours.encoder(x, 3)
+    frames = ours.input_encoder(x, 3)
     assert not torch.equal(frames[0], frames[1])
     for training in (True, False):
         torch.manual_seed(4)
@@ -140,3 +141,56 @@ def test_images_out_of_range_are_refused_by_the_network():
     snn = create_snn("resnet18_cifar", width=4, encoder=PoissonEncoder())
     with pytest.raises(ValueError, match=r"values in \[0, 1\], found -2 to"):
         snn(torch.cat([torch.rand(1, 3, 8, 8), torch.full((1, 3, 8, 8), -2.0)]))
+
+
+def test_step_by_step_each_call_draws_an_input():
+    """A pixel that always fires and one that never does: the network sees 1 and 0, not the normalised values."""
+    seen = []
+    network = nn.Sequential(nn.Conv2d(1, 1, 1), SpikingNeuron(), nn.Flatten())
+    network[0].register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    snn = as_spiking(
+        network,
+        timesteps=3,
+        algorithm="rate_m",
+        in_chans=1,
+        encoder=PoissonEncoder(mean=[0.25], std=[0.5]),
+        spec={},
+    ).eval()
+    functional.set_step_mode(snn, "s")
+    snn((torch.tensor([[[[0.0, 1.0]]]]) - 0.25) / 0.5)
+    assert seen[0].flatten().tolist() == [0.0, 1.0]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_images_normalised_in_half_precision_are_taken(dtype):
+    encoder = PoissonEncoder(mean=(0.4914, 0.4822, 0.4465), std=(0.2470, 0.2435, 0.2616))
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (encoder.mean, encoder.std))
+    white = ((torch.ones(1, 3, 2, 2) - mean) / std).to(dtype)
+    black = ((torch.zeros(1, 3, 2, 2) - mean) / std).to(dtype)
+    assert encoder(white, 2).dtype == dtype
+    assert encoder(black, 50).mean() < 0.05
+
+
+def test_a_module_of_the_name_of_an_attribute_is_refused():
+    class Named(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.input_encoder = nn.Conv2d(3, 3, 1)
+
+    with pytest.raises(ValueError, match=r"Named has a module or parameter of a name that is taken: .'input_encoder'."):
+        as_spiking(Named(), timesteps=2, algorithm="rate_m", in_chans=3, spec={})
+
+
+def test_a_module_called_encoder_stays():
+    """Many networks have one."""
+
+    class Autoencoder(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.encoder = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU())
+
+        def forward(self, x):
+            return self.encoder(x).mean((2, 3))
+
+    snn = spiking_twin(Autoencoder(), 2, input_size=(3, 4, 4), encoder=PoissonEncoder())
+    assert snn(torch.rand(2, 3, 4, 4)).shape == (2, 4)

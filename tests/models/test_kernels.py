@@ -89,3 +89,14 @@ def test_a_full_memory_is_not_blamed_on_the_compiler(monkeypatch):
     compile_kernels(True)
     with pytest.raises(torch.OutOfMemoryError, match="no memory left"):
         compilable(torch.neg)(torch.ones(2))
+
+
+def test_what_is_wrong_with_the_numbers_leaves_the_compiler_on(monkeypatch):
+    def broken(x):
+        raise RuntimeError("not enough memory: you tried to allocate 1 byte")
+
+    monkeypatch.setattr(torch, "compile", lambda kernel, **kwargs: kernel)
+    compile_kernels(True)
+    with pytest.raises(RuntimeError, match="not enough memory"):
+        compilable(broken)(1)
+    assert is_compiling()

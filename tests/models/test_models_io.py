@@ -107,7 +107,7 @@ def test_other_neurons_and_inputs_come_back(network, tmp_path):
     loaded = load_snn(tmp_path)
     torch.manual_seed(3)
     assert logits.std() > 0 and torch.equal(loaded(images), logits)
-    assert loaded.algorithm == algorithm and loaded.encoder == snn.encoder
+    assert loaded.algorithm == algorithm and loaded.input_encoder == snn.input_encoder
     assert loaded.spec == {**snn.spec, "timesteps": 3}
     assert all(torch.equal(v, snn.state_dict()[k]) for k, v in loaded.state_dict().items())
     assert loaded.state_dict().keys() == snn.state_dict().keys()
@@ -342,3 +342,10 @@ def test_weights_keep_the_networks_type_and_memory_format(tmp_path):
     assert target.weight.dtype == torch.float64
     assert target.weight.is_contiguous(memory_format=torch.channels_last)
     assert torch.equal(target.weight.float(), source.weight)
+
+
+def test_an_encoder_that_was_set_later_is_saved(tmp_path):
+    snn = create_snn("resnet18_cifar", width=4)
+    snn.input_encoder = PoissonEncoder(mean=(0.5,), std=(0.25,))
+    save_snn(snn, tmp_path)
+    assert load_snn(tmp_path).input_encoder == snn.input_encoder

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from reference import SurrogateSpike, assert_same_training, train_each_step
-from spikingjelly.activation_based import layer, neuron, surrogate
+from spikingjelly.activation_based import functional, layer, neuron, surrogate
 from test_network import SavedTensors
 from torch import nn
 from toy_networks import Residual, conv_bn, generic, spiking
@@ -377,3 +377,32 @@ def test_one_batch_of_the_papers_resnet18():
     for t in range(2):
         assert snn(torch.randn(3, 3, 16, 16), step=t).square().sum().backward() is None
     assert all(p.grad.norm() > 0 for p in snn.parameters())
+
+
+@each_algorithm
+def test_spikingjellys_step_mode_may_be_set_and_set_back(algorithm):
+    """set_step_mode reaches the nodes too, where mode "m" would take the images for time steps."""
+    ours, theirs = residual(algorithm), residual(algorithm)
+    theirs.load_state_dict(ours.state_dict())
+    functional.set_step_mode(ours, "s")
+    functional.set_step_mode(ours, "m")
+    x = images(3, 3, 8, 8)
+    assert_same_training(train_each_step(by_step(ours), ours, x, T), train_each_step(by_step(theirs), theirs, x, T))
+
+
+@each_algorithm
+def test_another_number_of_steps_ends_a_batch_under_way(algorithm):
+    snn, x = residual(algorithm), images(2, 3, 8, 8)
+    snn(x, step=0)
+    snn(x, step=1)
+    snn.timesteps = 2
+    with pytest.raises(ValueError, match="step must be 0, found 2"):
+        snn(x, step=2)
+    snn(x, step=0)
+    snn(x, step=1)
+    assert all(m.online.v == 0.0 for m in snn.modules() if isinstance(m, SpikingNeuron))
+
+
+def test_one_step_and_each_step_are_not_asked_for_together():
+    with pytest.raises(ValueError, match="per_step gives the logits of all steps, step those of one"):
+        residual("sltt")(images(2, 3, 8, 8), step=0, per_step=True)

@@ -3,6 +3,7 @@
 import copy
 
 import pytest
+import timm
 import torch
 import torch.nn.functional as F
 from reference import Reference, StepwiseReference, assert_same_training, train_once
@@ -361,3 +362,28 @@ def test_the_shared_neuron_has_a_state_for_each_of_its_calls():
     two = nn.Sequential(two, network.head)
     logits = [spiking(net, 4, "rate_s")(x) for net in (network, two)]
     assert torch.equal(*logits)
+
+
+def test_a_network_that_runs_otherwise_at_another_step_is_refused():
+    class Fickle(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.neuron, self.head, self.calls = nn.Conv2d(3, 3, 1), SpikingNeuron(), Head(3), 0
+
+        def forward(self, x):
+            self.calls += 1
+            x = self.neuron(self.conv(x))
+            return self.head(self.conv(x) if self.calls == 2 else x)
+
+    snn = spiking(Fickle().double(), 3, "rate_s")
+    with pytest.raises(RuntimeError, match="the network's code ran otherwise than at the step before"):
+        snn(random_images(2, 3, 4, 4))
+
+
+def test_gradient_checkpointing_is_refused():
+    snn = spiking_twin(timm.create_model("resnet18"), 2, algorithm="rate_s", input_size=(3, 32, 32)).train()
+    snn.set_grad_checkpointing(True)
+    with pytest.raises(ValueError, match="gradient checkpointing does not know spike trains"):
+        snn(torch.randn(2, 3, 32, 32))
+    snn.set_grad_checkpointing(False)
+    snn(torch.randn(2, 3, 32, 32)).sum().backward()
