@@ -155,7 +155,7 @@ class SpikingNetwork(nn.Module, StepModule):
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "timesteps":
             check_timesteps(value)
-            super().__setattr__("_next_step", 0)  # an online batch that was under way is over
+            self._next_step = 0  # an online batch that was under way is over
         super().__setattr__(name, value)
 
 

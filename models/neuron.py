@@ -116,7 +116,7 @@ class SpikingNeuron(SimpleBaseNode):
     def _online_node(self) -> nn.Module:
         """The node in training mode, whatever this part of the network is in: else it has no trace and no gradient."""
         assert self.online is not None, "set_algorithm gives every neuron its node"
-        self.online.step_mode = "s"  # SpikingJelly's set_step_mode(network, "m") reaches it, too
+        self.online.step_mode = "s"  # type: ignore[assignment]  # SpikingJelly's set_step_mode(network, "m") reaches it, too
         return self.online.train()
 
     def single_step_forward(self, x: Tensor) -> Tensor:
