@@ -51,7 +51,8 @@ def test_a_network_that_had_no_teacher_says_so():
     summary = {k: v for k, v in SUMMARY.items() if k not in ("teacher_top1", "hybrid_top1")} | {"algorithm": "ottt"}
     assert [row.split()[-1] for row in table(summary).splitlines()[2:]] == ["60.00", "50.00", "60.00"]
     card = model_card(summary, None, "digits", "train:\n  epochs: 3\n")
-    assert "labels alone with online training through time (Xiao et al., NeurIPS 2022)" in card
+    wanted = "from the start that the configuration below names, with online training through time (Xiao et al., "
+    assert wanted in card
     assert (
         "distill" not in card
         and "Hybrid" not in card
