@@ -1,5 +1,6 @@
 """How a spiking network is trained, judged and shipped: distilled from an analogue one, or on labels alone."""
 
+from distill.adapters import Adapter
 from distill.config import (
     DistillConfig,
     InitConfig,
@@ -11,7 +12,8 @@ from distill.config import (
     TrainConfig,
 )
 from distill.data import DataConfig
-from distill.hybrid import Adapter, HybridDistiller, HybridOutput
+from distill.hybrid import HybridDistiller, HybridOutput
+from distill.hybrid_network import Hybrid, load_hybrid, save_hybrid
 from distill.losses import distillation_losses, kd_loss
 from distill.snn_losses import SnnLossConfig, snn_losses
 
@@ -19,6 +21,7 @@ __all__ = [
     "Adapter",
     "DataConfig",
     "DistillConfig",
+    "Hybrid",
     "HybridDistiller",
     "HybridOutput",
     "InitConfig",
@@ -31,5 +34,7 @@ __all__ = [
     "TrainConfig",
     "distillation_losses",
     "kd_loss",
+    "load_hybrid",
+    "save_hybrid",
     "snn_losses",
 ]

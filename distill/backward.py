@@ -16,8 +16,9 @@ from torch import Tensor, nn
 Losses = Callable[[Any, Tensor], dict[str, Tensor]]
 """From what a model gives and the labels (B,) to scalars by name; "total" is minimised."""
 
-Backward = Callable[[Accelerator, nn.Module, Tensor, Tensor], dict[str, Tensor]]
-"""From the wrapped model, images and labels (B,) to the scalars by name, detached; gradients are added to `.grad`."""
+Backward = Callable[[Accelerator, nn.Module, Tensor, Tensor, int], dict[str, Tensor]]
+"""From the wrapped model, images, labels and the number of optimizer steps before this one to the scalars by name,
+detached; gradients are added to `.grad`. Labels are (B,), or probabilities (B, K) of mixed images."""
 
 
 def once(losses: Losses, **options: Any) -> Backward:
@@ -27,7 +28,9 @@ def once(losses: Losses, **options: Any) -> Backward:
         options: keyword arguments of the model's forward pass.
     """
 
-    def backward(accelerator: Accelerator, model: nn.Module, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    def backward(
+        accelerator: Accelerator, model: nn.Module, images: Tensor, labels: Tensor, step: int
+    ) -> dict[str, Tensor]:
         parts = losses(model(images, **options), labels)
         accelerator.backward(parts["total"])
         return {name: value.detach() for name, value in parts.items()}
@@ -46,13 +49,15 @@ def each_step(losses: Losses, timesteps: int) -> Backward:
         timesteps: T.
     """
 
-    def backward(accelerator: Accelerator, model: nn.Module, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    def backward(
+        accelerator: Accelerator, model: nn.Module, images: Tensor, labels: Tensor, step: int
+    ) -> dict[str, Tensor]:
         means: dict[str, Tensor] = {}
-        for step in range(timesteps):
-            last = step == timesteps - 1
+        for t in range(timesteps):
+            last = t == timesteps - 1
             # DDP decides in the forward pass whether the backward pass behind it exchanges gradients
             with contextlib.nullcontext() if last else accelerator.no_sync(model):
-                parts = losses(model(images, step=step), labels)
+                parts = losses(model(images, step=t), labels)
                 accelerator.backward(parts["total"] / timesteps)
             for name, value in parts.items():
                 means[name] = means.get(name, 0.0) + value.detach() / timesteps  # type: ignore[operator]

@@ -43,13 +43,16 @@ class _Parser(ArgumentParser):
         sys.exit(2)
 
 
-def parse(config_class: type[C], argv: Sequence[str] | None, default_recipe: Path | None = None) -> tuple[C, bool, str]:
+def parse(
+    config_class: type[C], argv: Sequence[str] | None, default_recipe: Path | None = None, resumable: bool = True
+) -> tuple[C, bool, str]:
     """Reads a command line.
 
     Args:
         config_class: a configuration dataclass; its docstrings are the help.
         argv: the arguments; None for those of the process.
         default_recipe: the recipe where no --config is given.
+        resumable: whether there is a --resume.
 
     Returns:
         the configuration, whether to resume, and the whole configuration as YAML.
@@ -59,7 +62,8 @@ def parse(config_class: type[C], argv: Sequence[str] | None, default_recipe: Pat
     parser.add_argument(
         "--config", action="config", help="Recipe to start from, a YAML file (more than one may be given)."
     )
-    parser.add_argument("--resume", action="store_true", help="Continue an interrupted run.")
+    if resumable:
+        parser.add_argument("--resume", action="store_true", help="Continue an interrupted run.")
     parser.add_class_arguments(config_class, as_group=False)
     if default_recipe is not None and not any(a.split("=")[0] in ("--config", "-h", "--help") for a in argv):
         argv = ["--config", str(default_recipe), *argv]
@@ -69,9 +73,9 @@ def parse(config_class: type[C], argv: Sequence[str] | None, default_recipe: Pat
     except ValueError as error:
         parser.error(str(error))
     plain = yaml.safe_load(parser.dump(namespace, skip_unset=False))
-    plain.pop("resume")
+    plain.pop("resume", None)
     plain.pop("config", None)
-    return config, namespace.resume, yaml.safe_dump(plain, sort_keys=False)
+    return config, resumable and namespace.resume, yaml.safe_dump(plain, sort_keys=False)
 
 
 def _build(config_class: type[C], namespace: Any, prefix: str = "") -> C:

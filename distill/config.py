@@ -11,6 +11,7 @@ from typing import Literal
 from distill.checks import check
 from distill.data import DataConfig
 from distill.network_config import InitConfig, StudentConfig, TeacherConfig
+from distill.schedule_config import ScheduleConfig
 from distill.snn_losses import SnnLossConfig
 from models import ALGORITHMS, ONLINE, PER_STEP
 
@@ -49,16 +50,30 @@ class LossConfig:
     student_kd: float = 1.0
     """KL divergence of the student's from the teacher's softened logits."""
     hybrid_ce: float = 1.0
-    """Cross-entropy of each hybrid's logits, mean over the taps."""
+    """Cross-entropy of each hybrid's logits, mean over the active taps."""
     hybrid_kd: float = 1.0
-    """KL divergence of each hybrid's logits, mean over the taps."""
+    """KL divergence of each hybrid's logits, mean over the active taps."""
+    hybrid_feature: float = 1.0
+    """Feature alignment of the adapted rates, mean over the active taps; no effect where feature is none."""
+    feature: Literal["none", "mse", "cosine"] = "none"
+    """How far an adapted rate is from the teacher's feature: mean square of the difference, or 1 - cosine over the
+    channels, mean over places; none leaves it out."""
+    tap_weights: dict[str, float] = field(default_factory=dict)
+    """Weight of a tap in those means, by its name, at least 0; taps without an entry have 1. A mean is the weighted sum
+    over the number of active taps: the weights are not normalised."""
     temperature: float = 2.0
     """Softens the logits of both KL terms, which are multiplied by its square; above 0."""
+    label_smoothing: float = 0.0
+    """Of the cross-entropies of student and hybrids, in [0, 1)."""
 
     def __post_init__(self) -> None:
-        for name in ("student_ce", "student_kd", "hybrid_ce", "hybrid_kd"):
+        for name in ("student_ce", "student_kd", "hybrid_ce", "hybrid_kd", "hybrid_feature"):
             check(getattr(self, name) >= 0, name, getattr(self, name), "at least 0")
+        check(self.feature in ("none", "mse", "cosine"), "feature", self.feature, "none, mse or cosine")
+        for tap, weight in self.tap_weights.items():
+            check(weight >= 0, f"tap_weights.{tap}", weight, "at least 0")
         check(self.temperature > 0, "temperature", self.temperature, "above 0")
+        check(0 <= self.label_smoothing < 1, "label_smoothing", self.label_smoothing, "in [0, 1)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +102,14 @@ class TrainConfig:
     """Largest norm of all gradients together; None for no clipping."""
     label_smoothing: float = 0.0
     """Of the cross-entropy, when an analogue network is trained; in [0, 1)."""
+    mixup: float = 0.0
+    """Alpha of the Beta distribution that mixup draws its shares from, at least 0; 0 for no mixup."""
+    cutmix: float = 0.0
+    """Alpha of the Beta distribution that CutMix draws the size of its box from, at least 0; 0 for no CutMix."""
+    mixup_prob: float = 1.0
+    """Share of the batches that are mixed, by mixup or CutMix, in [0, 1]."""
+    mixup_switch_prob: float = 0.5
+    """Share of the mixed batches that CutMix mixes, where both are on, in [0, 1]."""
     channels_last: bool = True
     """Keep images and weights in the memory format that convolutions are fastest in."""
 
@@ -98,6 +121,12 @@ class TrainConfig:
         check(self.lr > 0, "lr", self.lr, "above 0")
         check(self.clip is None or self.clip > 0, "clip", self.clip, "above 0, or none")
         check(0 <= self.label_smoothing < 1, "label_smoothing", self.label_smoothing, "in [0, 1)")
+        for name in ("mixup", "cutmix"):
+            check(getattr(self, name) >= 0, name, getattr(self, name), "at least 0")
+        for name in ("mixup_prob", "mixup_switch_prob"):
+            check(0 <= getattr(self, name) <= 1, name, getattr(self, name), "in [0, 1]")
+        mixes = self.mixup > 0 or self.cutmix > 0
+        check(not mixes or self.batch_size % 2 == 0, "batch_size", self.batch_size, "even with mixup or cutmix")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,10 +145,15 @@ class DistillConfig:
     """The spiking network that learns."""
     init: InitConfig = field(default_factory=InitConfig)
     """Where it starts, if not where student.init says."""
-    taps: list[str] | None = None
-    """Teacher modules at which blocks are swapped; None: its feature_info without stem and last entry."""
+    taps: list[str] | Literal["stages", "blocks"] = "stages"
+    """Where blocks are swapped: stages (the ends of the teacher's stages but the last), blocks (of every block but the
+    last), or names of the teacher's modules; an empty list for none, which is plain logit distillation."""
     student_taps: dict[str, str] | None = None
-    """The student's module of a tap where it has another name, e.g. {stages.0: layer1}; None: the same names."""
+    """The student's module of a tap, e.g. {stages.0: layer1}; others are found: the same name, or the same stage."""
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    """When which hybrid trains."""
+    save_hybrids: bool = True
+    """Keep each hybrid in the run's folder, as a network of its own."""
     loss: LossConfig = field(default_factory=LossConfig)
     """Weights of the parts of the loss."""
     train: TrainConfig = field(default_factory=TrainConfig)
@@ -130,8 +164,12 @@ class DistillConfig:
     def __post_init__(self) -> None:
         offline = tuple(name for name in ALGORITHMS if name not in ONLINE)
         found = self.student.algorithm
+        if isinstance(self.taps, str):
+            check(self.taps in ("stages", "blocks"), "taps", self.taps, "stages, blocks or a list of modules")
         allowed = f"one of {offline} in distillation (a backward pass each step: train it with scripts/train_snn.py)"
         check(found not in ONLINE, "student.algorithm", found, allowed)
+        smoothing = self.train.label_smoothing
+        check(smoothing == 0, "train.label_smoothing", smoothing, "0 in distillation, which has loss.label_smoothing")
         _check_evaluation(self.eval_timesteps)
         _check_encoder(self.student, self.data)
 
@@ -182,6 +220,34 @@ class SnnTrainingConfig:
         check(self.ann.weights is None or student.name == "twin", "ann.weights", self.ann.weights, allowed)
         _check_evaluation(self.eval_timesteps)
         _check_encoder(student, self.data)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationConfig:
+    """Evaluates a student or a hybrid that a run has left."""
+
+    model: str
+    """Folder of the network: runs/NAME/student, runs/NAME/hybrids/TAP, or any that models.save_snn wrote."""
+    data: DataConfig = field(default_factory=DataConfig)
+    """The images; their size and normalisation are the network's."""
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
+    """With pretrained or weights: the network's predictions are compared with this one's, too."""
+    timesteps: list[int] = field(default_factory=list)
+    """Numbers of time steps to evaluate at, besides the network's own."""
+    batch_size: int = 128
+    """Images of one forward pass on one process."""
+    mixed_precision: Literal["no", "bf16", "fp16"] | None = None
+    """Type of the autocast; None: what `accelerate launch` was told."""
+    compile: bool = False
+    """Fuse the passes over spike streams with torch.compile: worth its minute on many images."""
+    threads: int | None = None
+    """CPU threads of each process; None: all cores, shared by the processes."""
+    out: str | None = None
+    """A JSON file for the figures."""
+
+    def __post_init__(self) -> None:
+        check(self.batch_size >= 1, "batch_size", self.batch_size, "at least 1")
+        check(all(steps >= 1 for steps in self.timesteps), "timesteps", self.timesteps, "at least 1 each")
 
 
 def _check_evaluation(timesteps: list[int]) -> None:

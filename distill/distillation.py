@@ -4,27 +4,31 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 from accelerate.utils import set_seed
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from distill.backward import once
 from distill.config import DistillConfig, TrainConfig
 from distill.data import Preprocessing, Splits, eval_loader, load_data, train_loader
 from distill.evaluation import by_name, top1
 from distill.hybrid import HybridDistiller
-from distill.loop import FitResult, fit, make_optimizer
-from distill.losses import distillation_losses
+from distill.hybrid_network import check_hybrid, save_hybrid
+from distill.loop import fit, make_optimizer, unwrap
+from distill.losses import check_tap_weights, distillation_losses
+from distill.mixing import Mixing
 from distill.network_config import InitConfig
-from distill.results import student_results, write_results
-from distill.runs import has_checkpoint
+from distill.results import image_extra, student_results, write_results
+from distill.runs import Checkpoints, stages_begun
+from distill.schedules import Stage, end_stages, hybrid_backward, prepare_stage, stages_of
 from distill.session import Session
-from distill.students import make_student, probe_images
+from distill.students import calibration_batches, make_student, probe_images
 from distill.teacher_training import train_teacher
 from distill.teachers import build_teacher, check_classes, has_weights, teacher_preprocessing
-from models import check_saveable
+from models import SpikingNetwork, check_saveable
 
 log = logging.getLogger(__name__)
 
@@ -43,8 +47,8 @@ def run(config: DistillConfig, session: Session, resume: bool) -> dict[str, Any]
     teacher = build_teacher(config.teacher, len(data.classes)).to(accelerator.device)
     check_classes(config.teacher, teacher, len(data.classes))
     images = probe_images(data, accelerator.device)
-    goes_on = resume and has_checkpoint(config.run, "student")  # then its weights count, not those of another run
-    init = None if goes_on else config.init
+    begun = stages_begun(config.run) - {"teacher"} if resume else set()
+    init = None if begun else config.init  # a begun stage's weights count, not those of another run
     _check(config, teacher, data, images, preprocessing, init)
     earlier = sum(line["seconds"] for line in session.folder.metrics()) if resume else 0.0
     if not has_weights(config.teacher):
@@ -54,25 +58,15 @@ def run(config: DistillConfig, session: Session, resume: bool) -> dict[str, Any]
             session, data, loader, config.teacher, config.teacher_train, config.run.seed, workers, resume
         )
     set_seed(seed)  # from here on the same, whether the teacher was trained just now or not
-    distiller = make_distiller(config, teacher, images, preprocessing, init)
-    log.info("hybrids at %s", [tap.name for tap in distiller.taps])
+    batches = None if begun else calibration_batches(data, config.init.calibration_images, seed, accelerator.device)
+    distiller = make_distiller(config, teacher, images, preprocessing, init, batches)
+    log.info("hybrids at %s", distiller.student_taps)
     loader = accelerator.prepare(eval_loader(data.eval, config.train.batch_size, workers=workers))
-    result = fit(
-        stage="student",
-        accelerator=accelerator,
-        model=distiller,
-        backward=once(lambda outputs, labels: distillation_losses(outputs, labels, config.loss)),
-        loader=train_loader(data.train, config.train.batch_size, seed=seed, workers=workers),
-        evaluate=lambda model: top1(accelerator, loader, lambda images: by_name(model(images))),
-        config=config.train,
-        folder=session.folder,
-        resume=resume,
-    )
-    summary = _summary(config, session, loader, result)
+    trained = _Training(config, session, data, preprocessing, images, loader)
+    summary = trained.stages(distiller, begun, resume)
     summary["seconds"] = earlier + time.perf_counter() - started
     if accelerator.is_main_process:
-        student = accelerator.unwrap_model(result.model).student
-        write_results(session, summary, student, config.teacher.name, preprocessing, config.data, data)
+        write_results(session, summary, distiller.student, config.teacher.name, preprocessing, config.data, data)
     accelerator.wait_for_everyone()
     accelerator.end_training()
     return summary
@@ -84,11 +78,125 @@ def make_distiller(
     images: Tensor,
     preprocessing: Preprocessing,
     init: InitConfig | None = None,
+    batches: Iterable[Tensor] | None = None,
 ) -> HybridDistiller:
-    """Student, adapters and teacher, with the taps checked on some images (B, C, H, W)."""
+    """Student, adapters and teacher, with the taps checked on some images (B, C, H, W).
+
+    Args:
+        batches: images to calibrate the student on, where the configuration asks for it; None: it is not calibrated.
+    """
     classes: Any = teacher.num_classes
-    student = make_student(config.student, teacher, classes, images, preprocessing, init)
-    return HybridDistiller(teacher, student.train(), config.taps, config.student_taps, images).train()
+    student = make_student(config.student, teacher, classes, images, preprocessing, init, batches)
+    distiller = HybridDistiller(teacher, student.train(), config.taps, config.student_taps, images, config.loss.feature)
+    check_tap_weights(config.loss, [tap.name for tap in distiller.taps])
+    return distiller.train()
+
+
+class _Training:
+    """The stages of a run's schedule, one after the other."""
+
+    def __init__(
+        self,
+        config: DistillConfig,
+        session: Session,
+        data: Splits,
+        preprocessing: Preprocessing,
+        images: Tensor,
+        loader: DataLoader,
+    ) -> None:
+        self.config = config
+        self.session = session
+        self.data = data
+        self.extra = image_extra(preprocessing, data)
+        self.images = images
+        self.loader = loader
+        """Of the evaluation images, prepared."""
+        self.figures: dict[str, Any] = {}
+        """What the last evaluation of each stage said."""
+
+    def stages(self, distiller: HybridDistiller, begun: set[str], resume: bool) -> dict[str, Any]:
+        """Trains what is not trained yet; returns the summary."""
+        config, session, accelerator = self.config, self.session, self.session.accelerator
+        stages = stages_of(config.schedule, [tap.name for tap in distiller.taps], config.train.epochs)
+        first = max((number for number, stage in enumerate(stages) if stage.name in begun), default=0)
+        for number, stage in enumerate(stages[first:], first):
+            if number > 0:
+                set_seed(config.run.seed + number)  # the same, whether the stage before ran just now or not
+            if len(stages) > 1:
+                log.info("stage %d of %d: %s, %d epochs", number + 1, len(stages), stage.name, stage.epochs)
+            prepare_stage(distiller, stage, self.images, config.schedule.freeze)
+            self._fit(distiller, stage, resume)
+            if number > 0 and accelerator.is_main_process:
+                Checkpoints(session.folder, stages[number - 1].name).drop()
+            self._save_hybrids(distiller, stage)
+            accelerator.free_memory()
+        end_stages(distiller)
+        return self._summary(distiller, stages)
+
+    def _fit(self, distiller: HybridDistiller, stage: Stage, resume: bool) -> None:
+        config, session, seed = self.config, self.session, self.config.run.seed
+        smoothing = config.loss.label_smoothing
+        result = fit(
+            stage=stage.name,
+            accelerator=session.accelerator,
+            model=distiller,
+            backward=hybrid_backward(
+                stage, lambda outputs, labels: distillation_losses(outputs, labels, config.loss), seed
+            ),
+            loader=train_loader(self.data.train, config.train.batch_size, seed=seed, workers=config.data.workers),
+            evaluate=lambda model: self._accuracy(model, stage),
+            config=replace(config.train, epochs=stage.epochs),
+            folder=session.folder,
+            resume=resume,
+            mixing=Mixing(config.train, len(self.data.classes), smoothing, seed),
+            lr_window=stage.lr_window,
+            unused_parameters=stage.draw,
+        )
+        # None where a resumed stage had no epoch left
+        self.figures |= result.evaluation or self._accuracy(result.model, stage)
+        unwrap(session.accelerator, result.model)
+
+    def _accuracy(self, model: nn.Module, stage: Stage) -> dict[str, float]:
+        def logits(images: Tensor) -> dict[str, Tensor]:
+            return by_name(model(images, active=list(stage.taps), student=stage.student))
+
+        return top1(self.session.accelerator, self.loader, logits)
+
+    def _save_hybrids(self, distiller: HybridDistiller, stage: Stage) -> None:
+        """Each hybrid as it is when its own training ends."""
+        if not (self.config.save_hybrids and self.session.accelerator.is_main_process):
+            return
+        for tap in stage.taps:
+            folder = self.session.folder.path / "hybrids" / tap
+            save_hybrid(distiller.hybrid(tap), folder, tuple(self.images.shape[1:]), self.extra)
+
+    def _summary(self, distiller: HybridDistiller, stages: list[Stage]) -> dict[str, Any]:
+        """Of each hybrid the figures of the epoch in which its training ended."""
+        accelerator = self.session.accelerator
+        names = [stage.name for stage in stages]
+        # the main process alone has them: where a run was resumed, stages that had ended are found there
+        lines = [line for line in self.session.folder.metrics() if line["stage"] in names]
+        last: dict[str, Any] = {}
+        for line in lines:
+            last |= line
+        last |= self.figures
+        seconds, images = (sum(line[name] for line in lines) for name in ("train_seconds", "images"))
+        student: SpikingNetwork = distiller.student
+        student.eval()
+        return {
+            "teacher_top1": last["teacher_top1"],
+            "hybrid_top1": _of_taps(last, "hybrid_top1/"),
+            "hybrid_agreement": _of_taps(last, "hybrid_agreement/"),
+            "student_agreement": last["student_agreement"],
+            "schedule": self.config.schedule.name,
+            **student_results(
+                accelerator, self.loader, student, last["student_top1"], self.config.eval_timesteps, seconds, images
+            ),
+        }
+
+
+def _of_taps(metrics: dict[str, Any], prefix: str) -> dict[str, float]:
+    return {name.removeprefix(prefix): value for name, value in metrics.items() if name.startswith(prefix)}
 
 
 def _check(
@@ -107,18 +215,20 @@ def _check(
 
     if not has_weights(config.teacher):
         check_training(teacher, config.teacher_train)  # before the distiller freezes it
+        _wake_head(teacher)
     distiller = make_distiller(config, teacher, images, preprocessing, init)
     check_saveable(distiller.student)
     check_training(distiller, config.train)
+    stages_of(config.schedule, [tap.name for tap in distiller.taps], config.train.epochs)
+    if config.save_hybrids:
+        for tap in distiller.taps:
+            check_hybrid(distiller.hybrid(tap.name))
 
 
-def _summary(config: DistillConfig, session: Session, loader: DataLoader, result: FitResult) -> dict[str, Any]:
-    accelerator = session.accelerator
-    accuracy = result.evaluation or top1(accelerator, loader, lambda images: by_name(result.model(images)))
-    student = accelerator.unwrap_model(result.model).student
-    prefix = "hybrid_top1/"
-    return {
-        "teacher_top1": accuracy["teacher_top1"],
-        "hybrid_top1": {name.removeprefix(prefix): v for name, v in accuracy.items() if name.startswith(prefix)},
-        **student_results(accelerator, loader, student, accuracy["student_top1"], config.eval_timesteps, result),
-    }
+def _wake_head(teacher: nn.Module) -> None:
+    """Some of timm's classifiers start at zero: with equal logits for all images no tap could be checked."""
+    heads: Any = teacher.get_classifier()  # type: ignore[operator]
+    for head in heads if isinstance(heads, tuple) else (heads,):
+        for parameter in head.parameters():
+            if not parameter.any():
+                nn.init.normal_(parameter, std=0.02)

@@ -14,6 +14,8 @@ from distill.loop import channels_last
 from distill.taps import hooks
 from models import DSRNeuron, SpikeTrain, SpikingNetwork, SpikingNeuron
 
+TEACHER = "teacher_top1"
+
 
 @torch.no_grad()
 def top1(
@@ -23,16 +25,20 @@ def top1(
 
     Args:
         loader: a prepared loader of (images, labels).
-        logits_of: from images (B, C, H, W) to logits (B, K) by name.
+        logits_of: from images (B, C, H, W) to logits (B, K) by name. Where "teacher_top1" is among the names, the
+            others' shares of predictions that are the teacher's are given, too: "student_agreement" to "student_top1".
     """
     names: list[str] = []
     correct, count = torch.zeros(()), 0
     for images, labels in loader:
         with accelerator.autocast():
             logits = logits_of(channels_last(images))
-        names = list(logits)
-        hits = torch.stack([values.argmax(1) == labels for values in logits.values()], dim=1)
-        hits = accelerator.gather_for_metrics(hits)
+        predicted = {name: values.argmax(1) for name, values in logits.items()}
+        columns = {name: found == labels for name, found in predicted.items()}
+        if (teacher := predicted.pop(TEACHER, None)) is not None:
+            columns |= {n.replace("top1", "agreement"): found == teacher for n, found in predicted.items()}
+        names = list(columns)
+        hits = accelerator.gather_for_metrics(torch.stack(list(columns.values()), dim=1))
         correct, count = correct + hits.sum(0).cpu(), count + len(hits)
     return {name: 100 * hits / count for name, hits in zip(names, correct.tolist(), strict=True)}
 
@@ -40,7 +46,8 @@ def top1(
 def by_name(outputs: HybridOutput) -> dict[str, Tensor]:
     """The logits of a distiller under the names of the summary."""
     hybrids = {f"hybrid_top1/{tap}": logits for tap, logits in outputs.hybrid_logits.items()}
-    return {"teacher_top1": outputs.teacher_logits, **hybrids, "student_top1": outputs.student_logits}
+    student = {} if outputs.student_logits is None else {"student_top1": outputs.student_logits}
+    return {TEACHER: outputs.teacher_logits, **hybrids, **student}
 
 
 def top1_by_timesteps(
@@ -60,8 +67,12 @@ def top1_by_timesteps(
 
 
 @torch.no_grad()
-def firing_rates(accelerator: Accelerator, loader: DataLoader, student: SpikingNetwork) -> dict[str, float]:
-    """Share of the neurons that fire in a step of each layer, in [0, 1], by module name."""
+def firing_rates(accelerator: Accelerator, loader: DataLoader, student: nn.Module) -> dict[str, float]:
+    """Share of the neurons that fire in a step of each layer that runs, in [0, 1], by module name.
+
+    Args:
+        student: a spiking network, or a hybrid of one.
+    """
     sums: dict[str, Tensor] = {}
     neurons = {name: m for name, m in student.named_modules() if isinstance(m, (SpikingNeuron, DSRNeuron))}
     calls = {name: m.calls_per_step if isinstance(m, SpikingNeuron) else 1 for name, m in neurons.items()}

@@ -1,19 +1,23 @@
 """Hybrids: spiking blocks up to a tap, a learnable adapter, the frozen teacher's remaining blocks.
 
-Yang et al., CVPR 2025, arXiv 2503.16572, Figure 1. One call of `forward` gives the logits of teacher, student and all
-hybrids, so that one wrapped forward is all that DDP, autocast and gradient accumulation see.
+Yang et al., CVPR 2025, arXiv 2503.16572, Figure 1. One call of `forward` gives the logits of teacher, student and the
+hybrids that are wanted, so that one wrapped forward is all that DDP, autocast and gradient accumulation see.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Literal, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from distill.taps import Tap, append_rows, check_taps, default_tap_names, hooks, rounding
+from distill.adapters import Adapter
+from distill.hybrid_network import Hybrid
+from distill.losses import feature_loss
+from distill.matching import match_taps
+from distill.tails import images_in_front, look, run_tails
+from distill.taps import check_taps, hooks, tap_names
 from models import SpikeTrain, SpikingNetwork
 from models.kernels import at_least_float32
 from models.network import probing
@@ -22,34 +26,13 @@ from models.network import probing
 class HybridOutput(NamedTuple):
     """Logits (B, K), at least float32."""
 
-    student_logits: Tensor
+    student_logits: Tensor | None
+    """None where the student was not run to its end."""
     teacher_logits: Tensor
     hybrid_logits: dict[str, Tensor]
-    """By the teacher's module names, in the order in which the taps fire."""
-
-
-class Adapter(nn.Module):
-    """Firing rates into the teacher's feature space: resize, 1x1 convolution, batch norm, the teacher's activation.
-
-    Args:
-        in_channels: of the student's block.
-        tap: gives the channels C and, where the feature has passed one, the activation.
-
-    Takes (B, in_channels, h, w) and the size (H, W) of the teacher's feature, gives (B, C, H, W).
-    """
-
-    def __init__(self, in_channels: int, tap: Tap) -> None:
-        super().__init__()
-        channels = tap.shape[0]
-        self.conv = nn.Conv2d(in_channels, channels, 1, bias=False)
-        self.bn = nn.BatchNorm2d(channels)
-        self.act = tap.activation if tap.activation is not None else nn.Identity()
-        nn.init.kaiming_normal_(self.conv.weight, mode="fan_out", nonlinearity="relu")
-
-    def forward(self, rate: Tensor, size: torch.Size) -> Tensor:
-        if rate.shape[2:] != size:
-            rate = F.interpolate(rate, size, mode="bilinear", align_corners=False)
-        return self.act(self.bn(self.conv(rate)))
+    """Of the active taps, by the teacher's module names, in the order in which the taps fire."""
+    feature_losses: dict[str, Tensor] = {}  # noqa: RUF012  # nobody writes to it
+    """How far each active tap's adapted rates are from the teacher's features, a scalar, where that is asked for."""
 
 
 class HybridDistiller(nn.Module):
@@ -58,11 +41,13 @@ class HybridDistiller(nn.Module):
     Args:
         teacher: a timm network; it is put in evaluation mode and frozen, and stays so.
         student: a spiking network (`models.spiking_twin`, `models.create_snn`).
-        taps: teacher modules at which blocks are swapped; None for `default_tap_names`; an empty list for none
-            (plain logit distillation).
-        student_taps: the student's module of each tap; None: the same names.
+        taps: teacher modules at which blocks are swapped, by name, or "stages", or "blocks" (see
+            `distill.taps.tap_names`); an empty list for none (plain logit distillation).
+        student_taps: the student's module of a tap, where it is not the one that `distill.matching.match_taps` finds:
+            the same name, or the end of the same stage.
         images: (B, C, H, W), two or more images as the teacher expects them, on which the taps are checked; None:
             random numbers of the teacher's own input size.
+        feature: "mse" or "cosine" to compare adapted rates with the teacher's features, too (`feature_loss`).
 
     Raises:
         ValueError: for a tap that cannot serve (see `distill.taps.check_taps`), by name.
@@ -73,24 +58,28 @@ class HybridDistiller(nn.Module):
         self,
         teacher: nn.Module,
         student: SpikingNetwork,
-        taps: Sequence[str] | None = None,
+        taps: Sequence[str] | Literal["stages", "blocks"] = "stages",
         student_taps: Mapping[str, str] | None = None,
         images: Tensor | None = None,
+        feature: Literal["none", "mse", "cosine"] = "none",
     ) -> None:
         super().__init__()
         if not isinstance(student, SpikingNetwork):
             raise TypeError(f"the student must be a spiking network, found {type(student).__name__}")
         self._outside = (teacher.eval().requires_grad_(False),)  # a tuple: not in state_dict, parameters(), DDP
         self.student = student
+        self.feature = feature
         images = _probe_images(teacher) if images is None else images
-        names = default_tap_names(teacher) if taps is None else list(taps)
+        names = tap_names(teacher, taps, images)
         self.taps = check_taps(teacher, names, images) if names else []
-        self.student_taps = {tap.name: (student_taps or {}).get(tap.name, tap.name) for tap in self.taps}
+        self.student_taps = self._student_taps(dict(student_taps or {}), images)
         channels = self._probe_student(images)
         # module names cannot hold dots; ModuleList keeps the order of the taps
         self.adapters = nn.ModuleList(Adapter(channels[tap.name], tap) for tap in self.taps)
         self.adapters.to(images.device, images.dtype)
-        self.empty_prefix = self._empty_prefix_works(images) if names else False
+        self.blanks = images_in_front(teacher, self.taps, images) if names else 0
+        """Blank images that the teacher runs on in front of what is injected at its taps."""
+        self._frozen: tuple[nn.Module, ...] = ()
 
     @property
     def teacher(self) -> nn.Module:
@@ -100,44 +89,91 @@ class HybridDistiller(nn.Module):
         self.teacher._apply(fn)  # .to() and .double() reach the teacher, though it is no submodule
         return super()._apply(fn, recurse)
 
-    def forward(self, images: Tensor) -> HybridOutput:
-        """Logits of student, teacher and every hybrid for images (B, C, H, W)."""
+    def freeze(self, modules: Iterable[nn.Module]) -> None:
+        """These modules stay in evaluation mode: their statistics stand still. An empty list ends it."""
+        self._frozen = tuple(modules)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> HybridDistiller:
+        super().train(mode)
+        for module in self._frozen:
+            module.training = False
+        return self
+
+    def forward(self, images: Tensor, active: Sequence[str] | None = None, student: bool = True) -> HybridOutput:
+        """Logits of teacher, student and hybrids for images (B, C, H, W).
+
+        Args:
+            active: the taps whose hybrids are wanted; None for all.
+            student: whether the student runs to its end; if not, it runs to the one active tap.
+        """
         if self.teacher.training:  # somebody's .train() must not move its statistics
             self.teacher.eval()
-        names = [tap.name for tap in self.taps]
-        sizes: dict[str, torch.Size] = {}
-        with torch.no_grad(), hooks([(self.teacher.get_submodule(name), _keep_size(sizes, name)) for name in names]):
-            teacher_logits = self.teacher(images)
-        features: dict[str, Tensor] = {}
-        with hooks([(self.student.get_submodule(self.student_taps[name]), _keep(features, name)) for name in names]):
-            student_logits = self.student(images)
-        adapted = [adapter(features[name], sizes[name]) for name, adapter in zip(names, self.adapters, strict=True)]
-        hybrid_logits = self._through_teacher(images, adapted) if adapted else []
+        wanted = [tap.name for tap in self.taps] if active is None else list(active)
+        chosen = [(tap, adapter) for tap, adapter in zip(self.taps, self.adapters, strict=True) if tap.name in wanted]
+        taps = [tap for tap, _ in chosen]
+        if len(taps) != len(wanted) or (not student and len(taps) != 1):
+            allowed = [tap.name for tap in self.taps]
+            raise ValueError(f"active must be of {allowed}, exactly one without the student's logits, found {wanted}")
+        teacher_logits, features = look(self.teacher, taps, images, maps=self.feature != "none")
+        rates, student_logits = self._run_student(images, [tap.name for tap in taps], student)
+        adapted = {tap.name: adapter(rates[tap.name], features[tap.name].size) for tap, adapter in chosen}
+        hybrid_logits: dict[str, Tensor] = {}
+        if taps:
+            prefixes = {name: feature.prefix for name, feature in features.items()}
+            blank = images.new_zeros(self.blanks, *images.shape[1:])
+            hybrid_logits = run_tails(self.teacher, taps, adapted, prefixes, blank)
+        feature_losses = {}
+        if self.feature != "none":
+            # the maps were asked for
+            feature_losses = {n: feature_loss(self.feature, a, features[n].map) for n, a in adapted.items()}  # type: ignore[arg-type]
         return HybridOutput(
-            at_least_float32(student_logits),
+            None if student_logits is None else at_least_float32(student_logits),
             at_least_float32(teacher_logits),
-            {name: at_least_float32(logits) for name, logits in zip(names, hybrid_logits, strict=True)},
+            {name: at_least_float32(logits) for name, logits in hybrid_logits.items()},
+            feature_losses,
         )
 
-    def _through_teacher(self, images: Tensor, adapted: Sequence[Tensor]) -> list[Tensor]:
-        """Sends each tap's features (B, C, H, W) through the teacher's blocks behind it; (B, K) each.
+    def hybrid(self, tap: str) -> Hybrid:
+        """One hybrid as a network of its own, which shares this one's weights.
 
-        The teacher runs on no image at all where it can: then the injected rows are the only ones, and its own
-        forward pass, which needs no gradient, is not run a second time.
+        Raises:
+            ValueError: for a name that is no tap.
         """
-        prefix = images[:0] if self.empty_prefix else images
-        modules = [self.teacher.get_submodule(tap.name) for tap in self.taps]
-        with hooks([(module, append_rows(rows)) for module, rows in zip(modules, adapted, strict=True)]):
-            logits = self.teacher(prefix)
-        return list(logits[len(prefix) :].chunk(len(adapted)))
+        names = [known.name for known in self.taps]
+        if tap not in names:
+            raise ValueError(f"tap must be one of {names}, found {tap!r}")
+        index = names.index(tap)
+        adapter: Adapter = self.adapters[index]  # type: ignore[assignment]
+        hybrid = Hybrid(self.student, adapter, self.teacher, self.taps[index], self.student_taps[tap], self.blanks)
+        return hybrid.train(self.training)
+
+    def _run_student(
+        self, images: Tensor, names: Sequence[str], to_its_end: bool
+    ) -> tuple[dict[str, Tensor], Tensor | None]:
+        """The rate of the student's module at each tap, (B, c, h, w), and its logits, if it runs to its end."""
+        if not to_its_end:
+            return {name: self.student(images, until=self.student_taps[name]) for name in names}, None
+        rates: dict[str, Tensor] = {}
+        with hooks([(self.student.get_submodule(self.student_taps[name]), _keep(rates, name)) for name in names]):
+            logits = self.student(images)
+        return rates, logits
+
+    def _student_taps(self, given: dict[str, str], images: Tensor) -> dict[str, str]:
+        names = [tap.name for tap in self.taps]
+        if unknown := sorted(given.keys() - set(names)):
+            raise ValueError(f"student_taps names no taps of the teacher: {unknown}; the taps are {names}")
+        missing = [name for name in names if name not in given]
+        found = match_taps(names, self.teacher, self.student, images) if missing else {}
+        return {name: given.get(name) or found[name] for name in names}
 
     def _probe_student(self, images: Tensor) -> dict[str, int]:
         """Channels of the student's module at each tap, from one image."""
-        features: dict[str, Tensor] = {}
+        rates: dict[str, Tensor] = {}
         pairs = []
         for tap, name in self.student_taps.items():
             try:
-                pairs.append((self.student.get_submodule(name), _keep(features, tap)))
+                pairs.append((self.student.get_submodule(name), _keep(rates, tap)))
             except AttributeError:
                 allowed = [child for child, _ in self.student.named_children()]
                 raise ValueError(f"tap {tap!r}: the student has no module {name!r}; it has {allowed}") from None
@@ -147,43 +183,16 @@ class HybridDistiller(nn.Module):
         if classes != wanted:
             raise ValueError(f"the student knows {classes} classes, the teacher {wanted}")
         for tap, name in self.student_taps.items():
-            if tap not in features or features[tap].ndim != 4:
+            if tap not in rates or rates[tap].ndim != 4:
                 raise ValueError(f"tap {tap!r}: the student's module {name!r} yields no map (B, C, H, W) of spikes")
-        return {tap: feature.shape[1] for tap, feature in features.items()}
-
-    @torch.no_grad()
-    def _empty_prefix_works(self, images: Tensor) -> bool:
-        """Whether the teacher takes a batch of no image and still treats injected rows right."""
-        own: dict[str, Tensor] = {}
-        modules = [(self.teacher.get_submodule(tap.name), _keep(own, tap.name)) for tap in self.taps]
-        with hooks(modules):
-            expected = self.teacher(images)
-        rows = [own[tap.name].clone() for tap in self.taps]
-        for self.empty_prefix in (True, False):
-            try:
-                found = self._through_teacher(images, rows)
-            except (RuntimeError, IndexError, ZeroDivisionError, ValueError):
-                continue
-            if max((logits - expected).abs().max().item() for logits in found) <= rounding(expected):
-                return self.empty_prefix
-        names = [tap.name for tap in self.taps]
-        raise ValueError(f"{type(self.teacher).__name__} does not reproduce its logits from its features at {names}")
+        return {tap: rate.shape[1] for tap, rate in rates.items()}
 
 
-def _keep(features: dict[str, Tensor], name: str):
-    """A forward hook that keeps a module's output: of spikes their rate, (B, C, H, W)."""
+def _keep(rates: dict[str, Tensor], name: str):
+    """A forward hook that keeps the rate of a module's output, (B, C, H, W)."""
 
     def hook(module: nn.Module, args: tuple, output: SpikeTrain | Tensor) -> None:
-        features[name] = output.rate if isinstance(output, SpikeTrain) else output
-
-    return hook
-
-
-def _keep_size(sizes: dict[str, torch.Size], name: str):
-    """A forward hook that keeps the height and width of a module's output (B, C, H, W)."""
-
-    def hook(module: nn.Module, args: tuple, output: Tensor) -> None:
-        sizes[name] = output.shape[2:]
+        rates[name] = output.rate if isinstance(output, SpikeTrain) else output
 
     return hook
 

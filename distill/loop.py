@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs
 from timm.optim import create_optimizer_v2, list_optimizers
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
@@ -22,6 +23,7 @@ from tqdm.auto import tqdm
 
 from distill.backward import Backward
 from distill.config import TrainConfig
+from distill.mixing import Mixing
 from distill.runs import Checkpoints, RunFolder
 
 CHECK_EVERY = 25
@@ -42,8 +44,8 @@ class FitResult:
     """What `evaluate` said after the last epoch; None where a resumed training had no epoch left."""
     seconds: float
     """Of training steps; on the main process."""
-    images_per_second: float
-    """All processes together; on the main process."""
+    images: int
+    """That were trained on in that time, all processes together; on the main process."""
 
 
 def fit(
@@ -57,14 +59,21 @@ def fit(
     config: TrainConfig,
     folder: RunFolder,
     resume: bool,
+    mixing: Mixing | None = None,
+    lr_window: tuple[int, int] | None = None,
+    unused_parameters: bool = False,
 ) -> FitResult:
     """Trains a model, from the newest checkpoint of the stage if `resume` finds one.
 
     Args:
-        stage: names the checkpoints and the metrics: "teacher" or "student".
+        stage: names the checkpoints and the metrics: "teacher", "student", ...
         backward: the forward and backward passes of one batch; returns scalars by name, "total" for the loss.
         loader: training batches (images, labels), not prepared.
         evaluate: called with the wrapped model in evaluation mode after each epoch; its numbers are logged.
+        mixing: mixes images and labels of each batch.
+        lr_window: epochs in front of this training and of all trainings together that share one learning rate curve;
+            None for a curve of its own.
+        unused_parameters: whether there are steps in which some parameters have no part, which DDP must be told.
 
     Raises:
         ValueError: for fewer images than the processes need for one batch each.
@@ -74,6 +83,7 @@ def fit(
         model = model.to(memory_format=torch.channels_last)
     optimizer = make_optimizer(model, config)
     accelerator.gradient_accumulation_steps = config.accumulate
+    accelerator.ddp_handler = DistributedDataParallelKwargs(find_unused_parameters=unused_parameters)
     model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
     if len(loader) == 0:
         raise ValueError(
@@ -81,8 +91,9 @@ def fit(
             f"({accelerator.num_processes} x batch_size {config.batch_size})"
         )
     steps_per_epoch = math.ceil(len(loader) / config.accumulate)
-    factor = warmup_cosine(config, config.epochs * steps_per_epoch)
-    scheduler = accelerator.prepare(LambdaLR(optimizer.optimizer, factor))
+    before, together = lr_window or (0, config.epochs)
+    factor = warmup_cosine(config, together * steps_per_epoch)
+    scheduler = accelerator.prepare(LambdaLR(optimizer.optimizer, lambda step: factor(step + before * steps_per_epoch)))
     checkpoints = Checkpoints(folder, stage)
     first = _resume(accelerator, checkpoints, folder, stage) if resume else 0
     evaluation = None
@@ -90,7 +101,9 @@ def fit(
         loader.set_epoch(epoch)  # type: ignore[attr-defined]  # Accelerate's loader
         started = time.perf_counter()
         lr = scheduler.get_last_lr()[0]
-        means, count = _train_epoch(accelerator, model, backward, loader, optimizer, scheduler, config, stage, epoch)
+        means, count = _train_epoch(
+            accelerator, model, backward, loader, optimizer, scheduler, config, stage, epoch, mixing
+        )
         seconds = time.perf_counter() - started
         evaluation = evaluate(model.eval())
         metrics = {
@@ -117,7 +130,7 @@ def fit(
         )
     epochs = [line for line in folder.metrics() if line["stage"] == stage]
     seconds, images = (sum(line[name] for line in epochs) for name in ("train_seconds", "images"))
-    return FitResult(model.eval(), evaluation, seconds, images / max(seconds, 1e-9))
+    return FitResult(model.eval(), evaluation, seconds, images)
 
 
 def unwrap(accelerator: Accelerator, model: nn.Module) -> nn.Module:
@@ -142,47 +155,65 @@ def _train_epoch(
     config: TrainConfig,
     stage: str,
     epoch: int,
+    mixing: Mixing | None,
 ) -> tuple[dict[str, float], int]:
     """One pass over the data; returns the mean of each part of the loss and the number of images."""
     model.train()
-    sums: dict[str, Tensor] = {}
+    sums = _Sums()
     count = 0
     title = f"{stage} {epoch + 1}/{config.epochs}"
     bar = tqdm(loader, title, disable=not accelerator.is_local_main_process, leave=False, mininterval=1.0)
+    steps_before = epoch * math.ceil(len(loader) / config.accumulate)
     for batch, (images, labels) in enumerate(bar):
         if config.channels_last:
             images = channels_last(images)
+        count += len(labels)
+        if mixing is not None and mixing.enabled:
+            images, labels = mixing(images, labels, epoch * len(loader) + batch, accelerator.process_index)
         with accelerator.accumulate(model):
-            parts = backward(accelerator, model, images, labels)
+            parts = backward(accelerator, model, images, labels, steps_before + batch // config.accumulate)
             if accelerator.sync_gradients and config.clip is not None:
                 accelerator.clip_grad_norm_(model.parameters(), config.clip)
             optimizer.step()
             if accelerator.sync_gradients:
                 scheduler.step()
             optimizer.zero_grad()
-        for name, value in parts.items():
-            sums[name] = sums.get(name, 0.0) + value.float() * len(labels)
-        count += len(labels)
+        sums.add(parts, len(labels))
         if batch % CHECK_EVERY == 0:
-            total = _means(accelerator, sums, count, stage, epoch, config)[0]["total"]
+            total = _checked(sums.means(accelerator), stage, epoch, config)["total"]
             bar.set_postfix(loss=f"{total:.3f}", lr=f"{scheduler.get_last_lr()[0]:.2g}")
-    return _means(accelerator, sums, count, stage, epoch, config)
+    images_of_all = accelerator.reduce(torch.tensor(float(count), device=accelerator.device), "sum")
+    return _checked(sums.means(accelerator), stage, epoch, config), int(images_of_all.item())
 
 
-def _means(
-    accelerator: Accelerator, sums: dict[str, Tensor], count: int, stage: str, epoch: int, config: TrainConfig
-) -> tuple[dict[str, float], int]:
-    """Means over the images of all processes so far; all processes see a loss that is no number at once."""
-    local = torch.stack([*sums.values(), torch.tensor(float(count), device=accelerator.device)])
-    *totals, images = accelerator.reduce(local, "sum").tolist()
-    means = {name: total / images for name, total in zip(sums, totals, strict=True)}
+class _Sums:
+    """The parts of the loss, each summed over the images of the batches that had it."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, Tensor] = {}
+        self._counts: dict[str, int] = {}
+
+    def add(self, parts: Mapping[str, Tensor], images: int) -> None:
+        for name, value in parts.items():
+            self._sums[name] = self._sums.get(name, 0.0) + value.float() * images  # type: ignore[operator]
+            self._counts[name] = self._counts.get(name, 0) + images
+
+    def means(self, accelerator: Accelerator) -> dict[str, float]:
+        """Means over the images of all processes, which have all had the same parts."""
+        counts = torch.tensor([float(self._counts[name]) for name in self._sums], device=accelerator.device)
+        sums, counts = accelerator.reduce(torch.stack([torch.stack([*self._sums.values()]), counts]), "sum").cpu()
+        return dict(zip(self._sums, (sums / counts).tolist(), strict=True))
+
+
+def _checked(means: dict[str, float], stage: str, epoch: int, config: TrainConfig) -> dict[str, float]:
+    """The same, if all are numbers; all processes find out at once, because all have the same means."""
     if not all(math.isfinite(value) for value in means.values()):
         parts = ", ".join(f"{name} {value:g}" for name, value in means.items())
         raise NonFiniteLossError(
             f"the loss is no finite number any more in epoch {epoch + 1} of the {stage} ({parts}). Checkpoints of "
             f"earlier epochs are kept; lower train.lr ({config.lr}) or set train.clip (now {config.clip})"
         )
-    return means, int(images)
+    return means
 
 
 def _resume(accelerator: Accelerator, checkpoints: Checkpoints, folder: RunFolder, stage: str) -> int:

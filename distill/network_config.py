@@ -67,8 +67,10 @@ class StudentConfig:
     """The neurons of the algorithm dsr, in place of those above."""
     encoder: Literal["direct", "poisson"] = "direct"
     """direct: the same image at each step; poisson: spikes, as likely as a pixel is bright, drawn anew at each step."""
-    init: Literal["teacher", "scratch"] = "teacher"
-    """Where a twin's weights start: copied from the analogue network, or drawn anew."""
+    init: Literal["teacher", "calibrated", "scratch"] = "teacher"
+    """Where the weights start. teacher: copied from the analogue network (by a network of models.list_snns() where
+    shapes agree); calibrated: a twin's are scaled, too, so that firing rates stand for the analogue activations (the
+    view of ANN-to-SNN conversion); scratch: drawn anew."""
     algorithm: str = "rate_m"
     """The gradient: rate_m (rate-based, all steps at once), rate_s (rate-based, a step at a time, in memory that does
     not grow with T), bptt (through time); for the networks of models.list_snns() also ottt and sltt (forward in time,
@@ -85,6 +87,8 @@ class StudentConfig:
             allowed = f"one of {TWIN_ALGORITHMS} for a twin"
             check(self.algorithm in TWIN_ALGORITHMS, "algorithm", self.algorithm, allowed)
             check(self.width is None, "width", self.width, "none for a twin, which is as wide as its analogue network")
+        else:
+            check(self.init != "calibrated", "init", self.init, f"teacher or scratch for {self.name}, which is no twin")
         check(self.width is None or self.width >= 1, "width", self.width, "at least 1, or none")
         unknowable = "refuse with rate_s, which at the first step does not know the rate of all steps that a gate needs"
         check(self.gates != "keep" or self.algorithm != "rate_s", "gates", self.gates, unknowable)
@@ -96,3 +100,13 @@ class InitConfig:
 
     from_run: str | None = None
     """Folder of a finished run, whose student's weights are the start, also at another T or with another gradient."""
+    calibration_images: int = 128
+    """Training images on which student.init=calibrated looks at the analogue activations, at least 1."""
+    percentile: float | None = None
+    """calibrated: the percentile of a layer's activations that a neuron firing in each step stands for, in (0, 100];
+    None: for each layer the one with which its rates represent the activations best."""
+
+    def __post_init__(self) -> None:
+        check(self.calibration_images >= 1, "calibration_images", self.calibration_images, "at least 1")
+        good = self.percentile is None or 0 < self.percentile <= 100
+        check(good, "percentile", self.percentile, "in (0, 100], or none")

@@ -10,7 +10,6 @@ from torch.utils.data import DataLoader
 
 from distill.data import DataConfig, Preprocessing, Splits
 from distill.evaluation import firing_rates, top1_by_timesteps
-from distill.loop import FitResult
 from distill.report import model_card, rate_warnings, table, versions
 from distill.session import Session
 from models import SpikingNetwork, save_snn
@@ -25,7 +24,8 @@ def student_results(
     student: SpikingNetwork,
     student_top1: float,
     eval_timesteps: list[int],
-    result: FitResult,
+    train_seconds: float,
+    images: int,
 ) -> dict[str, Any]:
     """The entries of summary.json that every spiking network has.
 
@@ -33,6 +33,8 @@ def student_results(
         loader: of the evaluation images, prepared.
         student_top1: at its own T, in percent.
         eval_timesteps: the other numbers of time steps to look at.
+        train_seconds: of its training, on the main process.
+        images: that it was trained on in that time, all processes together.
     """
     others = [steps for steps in eval_timesteps if steps != student.timesteps]
     by_timesteps = top1_by_timesteps(accelerator, loader, student, others) | {student.timesteps: student_top1}
@@ -45,8 +47,8 @@ def student_results(
         "parameters": sum(p.numel() for p in student.parameters()),
         "mean_firing_rate": sum(rates.values()) / len(rates),
         "firing_rates": rates,
-        "train_seconds": result.seconds,
-        "images_per_second": result.images_per_second,
+        "train_seconds": train_seconds,
+        "images_per_second": images / max(train_seconds, 1e-9),
         "versions": versions(),
     }
 
@@ -66,9 +68,7 @@ def write_results(
         teacher: its timm name, or None.
     """
     folder = session.folder
-    size, mean, std = preprocessing.input_size, preprocessing.mean, preprocessing.std
-    extra = {"input_size": list(size), "mean": list(mean), "std": list(std), "classes": list(data.classes)}
-    save_snn(student, folder.path / "student", extra)
+    save_snn(student, folder.path / "student", image_extra(preprocessing, data))
     what = f"{data_config.name}" + (f" ({data_config.root})" if data_config.root else "")
     replace_text(folder.path / "student" / "README.md", model_card(summary, teacher, what, session.config_text))
     folder.write_summary(summary)
@@ -76,3 +76,15 @@ def write_results(
         log.warning("warning: %s", line)
     log.info("\n%s\n", table(summary))
     log.info("%.0f s; everything is in %s", summary["seconds"], folder.path)
+
+
+def image_extra(preprocessing: Preprocessing, data: Splits) -> dict[str, Any]:
+    """What a saved network says of its images and classes, in JSON types."""
+    return {
+        "input_size": list(preprocessing.input_size),
+        "mean": list(preprocessing.mean),
+        "std": list(preprocessing.std),
+        "interpolation": preprocessing.interpolation,
+        "crop_pct": preprocessing.crop_pct,
+        "classes": list(data.classes),
+    }

@@ -3,6 +3,7 @@
 config.yaml     the resolved configuration        checkpoints/   what --resume continues from
 metrics.jsonl   one JSON object an epoch          teacher/       a teacher trained on the spot
 summary.json    the results                       student/       the spiking network
+hybrids/        a network for each tap
 """
 
 from __future__ import annotations
@@ -82,6 +83,10 @@ class Checkpoints:
             for path in older:
                 shutil.rmtree(path)
 
+    def drop(self) -> None:
+        """Deletes them all: a later stage's have taken their place. On the main process only."""
+        shutil.rmtree(self.path, ignore_errors=True)
+
 
 def open_run(config: RunConfig, resume: bool, resolved: dict[str, Any]) -> RunFolder:
     """Makes the folder of a new run, or finds the one to resume. Call it on the main process only.
@@ -121,10 +126,10 @@ def open_run(config: RunConfig, resume: bool, resolved: dict[str, Any]) -> RunFo
     raise AssertionError("unreachable")
 
 
-def has_checkpoint(config: RunConfig, stage: str) -> bool:
-    """Whether the run that --resume would continue has a checkpoint of this stage; looks, and makes nothing."""
+def stages_begun(config: RunConfig) -> set[str]:
+    """The stages of which the run that --resume would continue has a checkpoint; looks, and makes nothing."""
     path = _to_resume(_wanted(config))
-    return path is not None and Checkpoints(RunFolder(path), stage).latest() is not None
+    return set() if path is None else {found.parent.name for found in path.glob("checkpoints/*/epoch_*")}
 
 
 def _wanted(config: RunConfig) -> Path:

@@ -12,11 +12,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-import torch.nn.functional as F
 from spikingjelly.activation_based.functional import temporal_efficient_training_cross_entropy
 from torch import Tensor
 
 from distill.checks import check
+from distill.losses import cross_entropy
 from models.kernels import at_least_float32
 
 
@@ -48,7 +48,7 @@ def snn_losses(logits: Tensor, labels: Tensor, config: SnnLossConfig, timesteps:
 
     Args:
         logits: of ce (B, K), the mean over time or those of one step; of tet (S, B, K), those of S steps.
-        labels: (B,) class indices.
+        labels: (B,) class indices, or (B, K) probabilities as `distill.mixing` makes them, already smoothed.
         timesteps: T, for the scale of the gradient.
 
     Raises:
@@ -57,11 +57,14 @@ def snn_losses(logits: Tensor, labels: Tensor, config: SnnLossConfig, timesteps:
     logits = at_least_float32(logits)
     parts: dict[str, Tensor] = {}
     if config.name == "ce":
-        total = F.cross_entropy(logits, labels, label_smoothing=config.label_smoothing)
+        total = cross_entropy(logits, labels, config.label_smoothing)
     else:
         if logits.ndim != 3:
             raise ValueError(f"tet takes the logits of each step (S, B, K), found shape {tuple(logits.shape)}")
-        parts["ce"] = temporal_efficient_training_cross_entropy(logits, labels)
+        if labels.is_floating_point():  # SpikingJelly's takes class indices alone
+            parts["ce"] = cross_entropy(logits.flatten(0, 1), labels.repeat(len(logits), 1))
+        else:
+            parts["ce"] = temporal_efficient_training_cross_entropy(logits, labels)
         parts["mse"] = (logits - config.tet_target).square().mean()
         total = (1 - config.tet_lambda) * parts["ce"] + config.tet_lambda * parts["mse"]
     if config.gradient_scale == "1/T":

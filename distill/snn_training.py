@@ -16,9 +16,10 @@ from distill.config import SnnTrainingConfig
 from distill.data import Preprocessing, Splits, eval_loader, load_data, train_loader
 from distill.evaluation import top1
 from distill.loop import fit, make_optimizer, unwrap
+from distill.mixing import Mixing
 from distill.network_config import InitConfig
 from distill.results import student_results, write_results
-from distill.runs import has_checkpoint
+from distill.runs import stages_begun
 from distill.session import Session
 from distill.snn_losses import SnnLossConfig, snn_losses
 from distill.students import make_student, probe_images
@@ -41,7 +42,7 @@ def run(config: SnnTrainingConfig, session: Session, resume: bool) -> dict[str, 
     data = load_data(config.data, preprocessing, seed)
     log.info("%d images to train on, %d to evaluate on, %d classes", len(data.train), len(data.eval), len(data.classes))
     images = probe_images(data, accelerator.device)
-    goes_on = resume and has_checkpoint(config.run, "student")  # then its weights count, not those of another run
+    goes_on = resume and "student" in stages_begun(config.run)  # then its weights count, not those of another run
     make = functools.partial(_make, config, len(data.classes), images, preprocessing, None if goes_on else config.init)
     _check(config, make(), data, images)
     earlier = sum(line["seconds"] for line in session.folder.metrics()) if resume else 0.0
@@ -57,10 +58,13 @@ def run(config: SnnTrainingConfig, session: Session, resume: bool) -> dict[str, 
         config=config.train,
         folder=session.folder,
         resume=resume,
+        mixing=Mixing(config.train, len(data.classes), config.loss.label_smoothing, seed),
     )
     accuracy = result.evaluation or top1(accelerator, loader, lambda images: {"student_top1": result.model(images)})
     student: Any = unwrap(accelerator, result.model)
-    summary = student_results(accelerator, loader, student, accuracy["student_top1"], config.eval_timesteps, result)
+    summary = student_results(
+        accelerator, loader, student, accuracy["student_top1"], config.eval_timesteps, result.seconds, result.images
+    )
     summary["seconds"] = earlier + time.perf_counter() - started
     if accelerator.is_main_process:
         write_results(session, summary, student, None, preprocessing, config.data, data)

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import itertools
+import logging
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from distill.data import Preprocessing, Splits
+from distill.data import Preprocessing, Splits, train_loader
 from distill.network_config import InitConfig, StudentConfig
-from models import PoissonEncoder, SpikingNetwork, create_snn, load_weights, spiking_twin
+from models import PoissonEncoder, SpikingNetwork, calibrate, copy_weights, create_snn, load_weights, spiking_twin
 from models.io import WEIGHTS
+
+log = logging.getLogger(__name__)
+
+CALIBRATION_BATCH = 64
+"""Images of one pass when a network is calibrated, at most."""
 
 
 def make_student(
@@ -20,15 +28,18 @@ def make_student(
     images: Tensor,
     preprocessing: Preprocessing,
     init: InitConfig | None = None,
+    batches: Iterable[Tensor] | None = None,
 ) -> SpikingNetwork:
     """A twin of an analogue network, or a network by name.
 
     Args:
-        ann: the network whose twin is made; None where the student is none.
+        ann: the network whose twin is made or whose weights are copied; None for a network by name that learns alone.
         classes: of the data.
         images: (B, C, H, W), of the size and on the device that the student will see.
         preprocessing: how the images were made, which the Poisson encoder undoes.
-        init: a run whose student's weights are the start.
+        init: a run whose student's weights are the start, and how a twin is calibrated.
+        batches: images (B, C, H, W) to calibrate a twin on, where `config.init` asks for it; None: it is not
+            calibrated, because its weights come from elsewhere later.
 
     Raises:
         FileNotFoundError: if there is no such run, or no student in it.
@@ -39,9 +50,8 @@ def make_student(
     if config.name == "twin":
         assert ann is not None
         size: tuple[int, int, int] = tuple(images.shape[1:])  # type: ignore[assignment]
-        snn = spiking_twin(
-            ann, config.timesteps, config.neuron, config.init, config.algorithm, config.gates, size, encoder
-        )
+        start = "scratch" if config.init == "scratch" else "teacher"
+        snn = spiking_twin(ann, config.timesteps, config.neuron, start, config.algorithm, config.gates, size, encoder)  # type: ignore[arg-type]
     else:
         snn = create_snn(
             config.name,
@@ -54,8 +64,14 @@ def make_student(
             encoder,
             config.dsr,
         ).to(images.device)
+        if ann is not None and config.init == "teacher":
+            log.info("%s", copy_weights(ann, snn))
     if init is not None and init.from_run is not None:
         _load_from_run(snn, Path(init.from_run))
+    elif config.init == "calibrated" and ann is not None and batches is not None:
+        layers = calibrate(ann, snn, batches, None if init is None else init.percentile).layers
+        error = sum(layer.error for layer in layers) / len(layers)
+        log.info("calibrated %d layers; their rates miss %.1f %% of the activations", len(layers), 100 * error)
     return snn
 
 
@@ -77,3 +93,15 @@ def probe_images(data: Splits, device: torch.device) -> Tensor:
     """A few different images as the networks will see them."""
     count = min(8, len(data.eval))
     return torch.stack([data.eval[i * len(data.eval) // count][0] for i in range(count)]).to(device)
+
+
+def calibration_batches(data: Splits, count: int, seed: int, device: torch.device) -> Iterable[Tensor]:
+    """Training images (B, C, H, W), augmented as for training, the same on all processes.
+
+    Args:
+        count: of images, rounded up to whole batches.
+    """
+    size = min(CALIBRATION_BATCH, count, len(data.train))
+    loader = train_loader(data.train, size, seed=seed, workers=0)
+    for images, _ in itertools.islice(loader, -(-count // size)):
+        yield images.to(device)

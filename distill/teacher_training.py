@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 
-import torch.nn.functional as F
 from accelerate.utils import set_seed
 from torch import nn
 from torch.utils.data import DataLoader
@@ -15,6 +14,8 @@ from distill.config import TeacherConfig, TeacherTrainingConfig, TrainConfig
 from distill.data import Splits, eval_loader, load_data, train_loader
 from distill.evaluation import top1
 from distill.loop import fit, unwrap
+from distill.losses import cross_entropy
+from distill.mixing import Mixing
 from distill.report import versions
 from distill.session import Session
 from distill.teachers import build_teacher, teacher_preprocessing
@@ -51,12 +52,13 @@ def train_teacher(
         stage="teacher",
         accelerator=accelerator,
         model=network,
-        backward=once(lambda logits, labels: {"total": F.cross_entropy(logits, labels, label_smoothing=smoothing)}),
+        backward=once(lambda logits, labels: {"total": cross_entropy(logits, labels, smoothing)}),
         loader=train_loader(data.train, config.batch_size, seed=seed, workers=workers),
         evaluate=lambda model: top1(accelerator, loader, lambda images: {"teacher_top1": model(images)}),
         config=config,
         folder=session.folder,
         resume=resume,
+        mixing=Mixing(config, len(data.classes), smoothing, seed),
     )
     network = unwrap(accelerator, result.model)
     if accelerator.is_main_process:

@@ -1,6 +1,7 @@
 """Spiking networks: what they are, how they are made, saved and loaded. Knows nothing of training."""
 
 from models.ann import create_ann
+from models.calibration import Calibration, calibrate
 from models.compiling import compile_kernels
 from models.dsr import DSRConfig, DSRNeuron
 from models.dynamics import NeuronConfig
@@ -11,6 +12,7 @@ from models.neuron import SpikingNeuron
 from models.online import ONLINE
 from models.registry import create_snn, list_snns
 from models.spiketrain import SpikeTrain, UnsupportedOperationError
+from models.transfer import Transfer, copy_weights
 from models.twin import spiking_twin
 
 __all__ = [
@@ -18,6 +20,7 @@ __all__ = [
     "ONLINE",
     "PER_STEP",
     "TWIN_ALGORITHMS",
+    "Calibration",
     "DSRConfig",
     "DSRNeuron",
     "NeuronConfig",
@@ -25,9 +28,12 @@ __all__ = [
     "SpikeTrain",
     "SpikingNetwork",
     "SpikingNeuron",
+    "Transfer",
     "UnsupportedOperationError",
+    "calibrate",
     "check_saveable",
     "compile_kernels",
+    "copy_weights",
     "create_ann",
     "create_snn",
     "list_snns",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +61,7 @@ def check_saveable(snn: SpikingNetwork) -> dict[str, Any]:
             f"the arguments of this network cannot be written to a file: {spec.get('ann')} ({error})"
         ) from error
     with torch.random.fork_rng(devices=[]):  # building draws weights: the caller's stream of numbers stays as it is
-        rebuilt = _build(spec)
+        rebuilt = build_snn(spec)
     own, other = _anatomy(snn), _anatomy(rebuilt)
     wrong = sorted(own.keys() ^ other.keys()) or [name for name in own if own[name] != other[name]]
     if wrong:
@@ -85,14 +85,14 @@ def load_snn(folder: str | os.PathLike[str]) -> SpikingNetwork:
             raise FileNotFoundError(f"{folder} holds no saved spiking network: {name} is missing")
     try:
         spec = json.loads((folder / CONFIG).read_text())
-        snn = _build(spec)
+        snn = build_snn(spec)
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise ValueError(f"{folder / CONFIG} does not describe a spiking network: {error!r}") from error
-    state = _read(folder / WEIGHTS)
+    state = read_weights(folder / WEIGHTS)
     types = {tensor.dtype for tensor in state.values() if tensor.is_floating_point()}
     if len(types) == 1:  # a network that was saved in float64 comes back in float64
         snn.to(types.pop())
-    _fill(snn, state, folder / WEIGHTS)
+    fill(snn, state, folder / WEIGHTS)
     if "extra" in spec:
         snn.spec["extra"] = spec["extra"]
     return snn.eval()
@@ -105,10 +105,16 @@ def load_weights(network: nn.Module, path: str | os.PathLike[str]) -> None:
         FileNotFoundError: if there is no such file.
         ValueError: if it is no safetensors file, or keys or shapes differ; names the first of them.
     """
-    _fill(network, _read(Path(path)), Path(path))
+    fill(network, read_weights(Path(path)), Path(path))
 
 
-def _read(path: Path) -> dict[str, Tensor]:
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is no safetensors file.
+    """
     if not path.is_file():
         raise FileNotFoundError(f"no weights at {path}")
     try:
@@ -117,8 +123,18 @@ def _read(path: Path) -> dict[str, Tensor]:
         raise ValueError(f"{path} is not a safetensors file: {error}") from error
 
 
-def _fill(network: nn.Module, state: dict[str, Tensor], path: Path) -> None:
+def fill(network: nn.Module, state: dict[str, Tensor], path: Path, names: Collection[str] | None = None) -> None:
+    """Copies tensors into a network's parameters and buffers.
+
+    Args:
+        path: where they come from, for the message.
+        names: those that must be there, and no others; None for all of the network's.
+
+    Raises:
+        ValueError: if keys or shapes differ; names the first of them.
+    """
     own = network.state_dict()
+    own = own if names is None else {name: own[name] for name in names}
     missing, unknown = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
     other = [f"{k}: {tuple(state[k].shape)}, wanted {tuple(own[k].shape)}" for k in own.keys() & state.keys()
              if state[k].shape != own[k].shape]  # fmt: skip
@@ -132,18 +148,19 @@ def _fill(network: nn.Module, state: dict[str, Tensor], path: Path) -> None:
             tensor.copy_(state[name])
 
 
-def _build(spec: dict[str, Any]) -> SpikingNetwork:
+def build_snn(spec: dict[str, Any]) -> SpikingNetwork:
+    """The network that a configuration describes, with fresh weights."""
+    if spec["kind"] not in ("network", "twin"):
+        raise ValueError(f"kind must be one of 'network', 'twin', found {spec['kind']!r}")
     neuron = NeuronConfig(**spec["neuron"])
     encoder = PoissonEncoder(**spec["encoder"]) if spec.get("encoder") else None
     if spec["kind"] == "network":
         arguments = {name: spec[name] for name in ("name", "num_classes", "timesteps", "in_chans", "algorithm")}
         dsr = DSRConfig(**spec.get("dsr", {}))
         return create_snn(**arguments, neuron=neuron, width=spec.get("width"), encoder=encoder, dsr=dsr)
-    if spec["kind"] == "twin":
-        twin = {name: spec[name] for name in ("timesteps", "algorithm", "gates")}
-        size = tuple(spec["input_size"])
-        return spiking_twin(create_ann(**spec["ann"]), **twin, neuron=neuron, input_size=size, encoder=encoder)
-    raise ValueError(f"kind must be one of 'network', 'twin', found {spec['kind']!r}")
+    twin = {name: spec[name] for name in ("timesteps", "algorithm", "gates")}
+    size = tuple(spec["input_size"])
+    return spiking_twin(create_ann(**spec["ann"]), **twin, neuron=neuron, input_size=size, encoder=encoder)
 
 
 def _anatomy(network: nn.Module) -> dict[str, Any]:
@@ -159,7 +176,13 @@ def _anatomy(network: nn.Module) -> dict[str, Any]:
 
 def save_weights(network: nn.Module, path: Path) -> None:
     """Writes a network's parameters and buffers as safetensors, in one move."""
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
+    save_tensors(network.state_dict(), path)
+
+
+def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
+    """Writes tensors by name as safetensors, in one move."""
+    # copies: safetensors refuses tensors that share their memory
+    state = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     _replace(path, lambda temporary: save_file(state, temporary, metadata={"format": "pt"}))
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -22,6 +22,7 @@ from models.encoding import PoissonEncoder
 from models.online import ONLINE, reset_online_nodes, use_online_nodes
 from models.spiketrain import Pass, SpikeTrain, UnsupportedOperationError
 from models.tape import Tape
+from models.traversal import Reached, counting_no_batch, path_in_traceback, random_numbers
 
 ALGORITHMS = ("rate_m", "rate_s", "bptt", "ottt", "sltt", "dsr")
 """The gradient in training. rate_m: rate-based backpropagation, all steps at once; rate_s: the same a step at a time,
@@ -58,23 +59,29 @@ class SpikingNetwork(nn.Module, StepModule):
     spec: dict[str, Any]
     """How the network was made, in JSON types: what `models.save_snn` writes and `models.load_snn` rebuilds from."""
 
-    def forward(self, images: Tensor, *, step: int | None = None, per_step: bool = False) -> Tensor:  # type: ignore[override]
+    def forward(  # type: ignore[override]
+        self, images: Tensor, *, step: int | None = None, per_step: bool = False, until: str | None = None
+    ) -> Tensor:
         """
         Args:
             images: (B, C, H, W), or (T, B, C, H, W), a frame for each step.
             step: of the algorithms "ottt" and "sltt" in training: which step to run, from 0 to T - 1 in turn, each
                 followed by its backward pass.
             per_step: give the logits of each step.
+            until: a module's name: run nothing behind it and give the rate of its output instead of logits.
 
         Returns:
             logits (B, classes), the mean over time; (T, B, classes) if `per_step`; those of one step, (B, classes),
-            with `step` or in step mode "s".
+            with `step` or in step mode "s"; with `until` the mean over time of that module's output, (B, C, ...).
 
         Raises:
             ValueError: for another number of axes, channels or frames than the network takes, values that the encoder
-                does not take, or logits of each step where the algorithm has no gradient of them.
+                does not take, logits of each step where the algorithm has no gradient of them, or a module to stop at
+                that is none or does not run.
             UnsupportedOperationError: names the operation that has no rule and the module that asked for it.
         """
+        if until is not None:
+            return self._until(images, until, step, per_step)
         if self.step_mode == "s":
             if self.input_encoder is not None:
                 images = self.input_encoder(images, 1)[0]
@@ -102,17 +109,46 @@ class SpikingNetwork(nn.Module, StepModule):
             output = self._traverse(SpikeTrain.from_stream(images, kind))
         return output.stream if per_step else output.rate
 
+    def _until(self, images: Tensor, name: str, step: int | None, per_step: bool) -> Tensor:
+        """The rate of a module's output: its hook ends each traversal of the network there."""
+        if step is not None or per_step or self.step_mode == "s":
+            raise ValueError("until runs whole images: it goes with neither step, per_step nor step mode s")
+        try:
+            module = self.get_submodule(name)
+        except AttributeError:
+            allowed = [child for child, _ in self.named_children()]
+            raise ValueError(f"until: the network has no module {name!r}; it has {allowed}") from None
+        reached = False
+
+        def stop(module: nn.Module, args: tuple, output: Any) -> None:
+            nonlocal reached
+            if not isinstance(output, SpikeTrain):
+                raise ValueError(f"until: the module {name!r} yields {type(output).__name__}, not one spike train")
+            reached = True
+            raise Reached(output)
+
+        handle = module.register_forward_hook(stop)
+        try:
+            rate = self.forward(images)
+        finally:
+            handle.remove()
+        if not reached:
+            raise ValueError(f"until: the module {name!r} does not run in a forward pass")
+        return rate
+
     def _traverse(self, train: SpikeTrain) -> SpikeTrain:
-        """The network's own code on a train."""
+        """The network's own code on a train, up to its end or to the module at which somebody stops it."""
         try:
             return super().forward(train)  # type: ignore[misc]
+        except Reached as reached:
+            return reached.output
         except UnsupportedOperationError as error:
-            raise UnsupportedOperationError(f"{error}, in {_path_in_traceback(self, error)}") from error
+            raise UnsupportedOperationError(f"{error}, in {path_in_traceback(self, error)}") from error
 
     def _step_by_step(self, images: Tensor) -> SpikeTrain:
         """rate_s: T traversals without a graph, then one of the rates that has it."""
         tape = Tape(self.timesteps)
-        same_numbers = _random_numbers(images.device)
+        same_numbers = random_numbers(images.device)
         with torch.no_grad():
             for t in range(self.timesteps):
                 same_numbers()  # one dropout mask for all steps
@@ -121,7 +157,7 @@ class SpikingNetwork(nn.Module, StepModule):
         tape.rewind()
         same_numbers()
         rate = images if images.ndim == 4 else images.mean(0)
-        with _counting_no_batch(self):
+        with counting_no_batch(self):
             return self._traverse(SpikeTrain.constant(rate, 1, "replay", tape))
 
     def _online_step(self, images: Tensor, step: int | None) -> Tensor:
@@ -177,40 +213,6 @@ def probing(snn: SpikingNetwork, timesteps: int) -> Iterator[None]:
         snn.timesteps, snn.input_encoder = own
         for module, training in modes.items():
             module.training = training
-
-
-def _random_numbers(device: torch.device) -> Callable[[], None]:
-    """A function that puts the random numbers back to where they are now.
-
-    Raises:
-        ValueError: for a device whose random numbers cannot be put back.
-    """
-    if device.type not in ("cpu", "cuda", "xpu"):
-        raise ValueError(
-            f"rate_s runs on cpu, cuda and xpu, found {device.type}: it draws one dropout mask for all steps"
-        )
-    generator = None if device.type == "cpu" else getattr(torch, device.type)
-    state = torch.get_rng_state()
-    on_device = None if generator is None else generator.get_rng_state(device)
-
-    def restore() -> None:
-        torch.set_rng_state(state)
-        if generator is not None:
-            generator.set_rng_state(on_device, device)
-
-    return restore
-
-
-@contextlib.contextmanager
-def _counting_no_batch(network: nn.Module) -> Iterator[None]:
-    """The batches that norms have seen stay as they are: a replay is no further one."""
-    counters = {name: buffer for name, buffer in network.named_buffers() if name.endswith("num_batches_tracked")}
-    before = {name: counter.clone() for name, counter in counters.items()}
-    try:
-        yield
-    finally:
-        for name, counter in counters.items():
-            counter.copy_(before[name])
 
 
 def set_algorithm(snn: nn.Module, algorithm: str) -> nn.Module:
@@ -270,16 +272,3 @@ def as_spiking(
 @functools.cache
 def _spiking_class(base: type) -> type:
     return type(f"Spiking{base.__name__}", (SpikingNetwork, base), {"__module__": __name__, "__doc__": base.__doc__})
-
-
-def _path_in_traceback(network: nn.Module, error: BaseException) -> str:
-    """The name of the innermost module whose code was running when `error` was raised."""
-    names = {id(module): name for name, module in network.named_modules()}
-    path, trace = "", error.__traceback__
-    while trace is not None:
-        module = trace.tb_frame.f_locals.get("self")
-        path = names.get(id(module), "") or path
-        trace = trace.tb_next
-    if not path:
-        return f"the forward of {type(network).__name__}"
-    return f"module {path!r} ({type(network.get_submodule(path)).__name__})"

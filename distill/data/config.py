@@ -22,6 +22,9 @@ class DataConfig:
     """Name of the training sub-folder, or of its tar without the ending."""
     eval_split: str | None = None
     """Name of the held-out sub-folder or tar; None: the first of val, validation, test that exists."""
+    class_map: str | None = None
+    """A text file with the name of each class on a line of its own, in the order of the labels, where the splits lack
+    some classes or are in another order; None: the names of the sub-folders, in alphabetical order."""
     crop_padding: int = 0
     """Pixels of reflected padding on each side before a random crop to the input size; 0: no such crop."""
     hflip: float = 0.0
@@ -47,7 +50,7 @@ class DataConfig:
         if self.name == "folder" and not self.root:
             raise ValueError(f"root is {self.root!r}; name='folder' needs the path of a folder with the splits")
         if self.name == "digits":
-            for field in ("root", "eval_split"):
+            for field in ("root", "eval_split", "class_map"):
                 if getattr(self, field) is not None:
                     raise ValueError(f"{field} is {getattr(self, field)!r}; name='digits' reads no files: leave it out")
             if self.in_memory is False:

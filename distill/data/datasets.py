@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 
 from distill.data.config import DataConfig, Preprocessing
 from distill.data.digits import CLASSES, load_digits, rank_in_class
-from distill.data.files import DecodedOnRead, FileSplit, find_split, list_split
+from distill.data.files import DecodedOnRead, FileSplit, find_split, list_split, read_class_map
 from distill.data.seeds import SampleKey, check_seed
 from distill.data.transforms import EvalTransform, Transform, train_transform
 
@@ -108,8 +108,9 @@ def _load_folder(
     if pre.input_size[0] not in (1, 3):
         raise ValueError(f"input_size is {pre.input_size}; image files allow 1 (grey) or 3 (RGB) channels")
     assert config.root is not None  # checked by the config
-    train_files = list_split(find_split(config.root, config.train_split))
-    eval_files = list_split(find_split(config.root, config.eval_split))
+    classes = None if config.class_map is None else read_class_map(config.class_map)
+    train_files = list_split(find_split(config.root, config.train_split), classes)
+    eval_files = list_split(find_split(config.root, config.eval_split), classes)
     _check_same_classes(train_files, eval_files)
     sets = [
         (limited(train_files, config.max_train_samples), train),

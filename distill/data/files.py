@@ -109,13 +109,35 @@ def find_split(root: str, split: str | None) -> Path:
     raise ValueError(f"nothing to read in {root!r}: looked for {_alternatives(names)}")
 
 
-def list_split(path: Path) -> FileSplit:
-    """All images of a split, with their classes. Reads names and tar headers, no image."""
+def read_class_map(path: str) -> tuple[str, ...]:
+    """Names of classes, one a line, in the order of their labels; empty lines do not count."""
+    try:
+        names = tuple(line.strip() for line in Path(path).read_text().splitlines() if line.strip())
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"class_map is {path!r}, which cannot be read as text: {error}") from error
+    twice = sorted({name for name in names if names.count(name) > 1})[:3] if len(set(names)) < len(names) else []
+    if twice or not names:
+        raise ValueError(
+            f"class_map {path!r} must name each class once, " + (f"found twice: {twice}" if twice else "found none")
+        )
+    return names
+
+
+def list_split(path: Path, classes: Sequence[str] | None = None) -> FileSplit:
+    """All images of a split, with their classes. Reads names and tar headers, no image.
+
+    Args:
+        classes: the names of all classes in the order of the labels; None: those of the split, alphabetically.
+    """
     found = _in_tar(path) if path.is_file() else _in_folder(path)
     found.sort(key=lambda item: item[0].name)  # timm's own order leaves ties as the file system has them
     outside = [file for file, name in found if name in ("", ".")]
     if outside:
         raise ValueError(f"{len(outside)} image(s) outside of class folders, the first is {outside[0]}")
+    if classes is not None:
+        if unknown := sorted({name for _, name in found} - set(classes)):
+            raise ValueError(f"{len(unknown)} class(es) of {path} are not in the class map, the first: {unknown[:3]}")
+        return _split(path, found, tuple(classes))
     classes = tuple(sorted({name for _, name in found}))
     if list(classes) != sorted(classes, key=natural_key):
         warnings.warn(
@@ -123,6 +145,10 @@ def list_split(path: Path) -> FileSplit:
             "ImageFolder; timm would number them differently: check the teacher's order",
             stacklevel=2,
         )
+    return _split(path, found, classes)
+
+
+def _split(path: Path, found: list[tuple[ImageFile, str]], classes: tuple[str, ...]) -> FileSplit:
     index = {name: i for i, name in enumerate(classes)}
     labels = np.array([index[name] for _, name in found], dtype=np.int64)
     return FileSplit(path, [file for file, _ in found], labels, classes)

@@ -103,6 +103,25 @@ def cat(trains, dim=0):
     return first.derive(stream, steps, rate=rate, trace=trace)
 
 
+@rate_rule(torch.stack)
+def stack(trains, dim=0):
+    ndim = next(t for t in trains if isinstance(t, SpikeTrain)).ndim
+    return cat([torch.unsqueeze(t, dim % (ndim + 1)) for t in trains], dim)
+
+
+@rate_rule(torch.Tensor.expand)
+def expand(x, *sizes):
+    sizes = tuple(sizes[0]) if isinstance(sizes[0], (tuple, list)) else sizes
+    if len(sizes) != x.ndim or sizes[0] not in (-1, x.shape[0]):
+        raise UnsupportedOperationError(f"no rule for expand of a spike train {tuple(x.shape)} to {tuple(sizes)}")
+    return affine(x, lambda v: v.expand(-1, *sizes[1:]))
+
+
+@rate_rule(torch.Tensor.expand_as)
+def expand_as(x, other):
+    return x.expand(other.shape)
+
+
 def _pieces(name: str, size_name: str) -> None:
     function = getattr(torch, name)
 

@@ -51,7 +51,7 @@ def main(folder):
     images, labels = batch(8)
     rank, count = accelerator.process_index, accelerator.num_processes
     with accelerator.accumulate(model):
-        each_step(cross_entropy, 3)(accelerator, model, images[rank::count], labels[rank::count])
+        each_step(cross_entropy, 3)(accelerator, model, images[rank::count], labels[rank::count], 0)
     gradient = accelerator.unwrap_model(model).linear.weight.grad
     torch.save((gradient, len(exchanges)), f"{folder}/{rank}.pt")
     accelerator.end_training()

@@ -48,7 +48,7 @@ def by_hand(images, labels, timesteps):
 def test_the_steps_gradients_add_up_to_that_of_the_mean_loss(accelerator):
     images, labels = batch()
     model = Online()
-    parts = each_step(cross_entropy, 3)(accelerator, model, images, labels)
+    parts = each_step(cross_entropy, 3)(accelerator, model, images, labels, 0)
     gradient, loss = by_hand(images, labels, 3)
     torch.testing.assert_close(model.linear.weight.grad, gradient, rtol=0, atol=1e-12)
     assert parts["total"].item() == pytest.approx(loss, abs=1e-12) and not parts["total"].requires_grad
@@ -63,7 +63,7 @@ def test_once_gives_the_model_its_options_and_detached_parts(accelerator):
 
     model = Model(4, 3).double()
     images, labels = batch()
-    parts = once(cross_entropy, per_step=True)(accelerator, model, images.flatten(1), labels)
+    parts = once(cross_entropy, per_step=True)(accelerator, model, images.flatten(1), labels, 0)
     assert model.per_step is True and not parts["total"].requires_grad and model.weight.grad.abs().max() > 0
 
 
@@ -105,7 +105,7 @@ def test_a_spiking_network_gets_the_gradients_of_its_steps(accelerator, algorith
 
     images, labels = torch.rand(2, 1, 8, 8, dtype=torch.float64), torch.tensor([0, 2])
     trained, other = network(), network()
-    backward_of(SnnLossConfig(name=loss), algorithm, 2)(accelerator, trained, images, labels)
+    backward_of(SnnLossConfig(name=loss), algorithm, 2)(accelerator, trained, images, labels, 0)
     for step in range(2):
         logits = other(images, step=step)
         ce, mse = F.cross_entropy(logits, labels), (logits - 1).square().mean()
@@ -119,7 +119,7 @@ def test_tet_of_backpropagation_through_time_sees_each_step(accelerator):
     torch.manual_seed(0)
     snn = create_snn("resnet18_cifar", 3, 2, 1, algorithm="bptt", width=4).double().train()
     images, labels = torch.rand(2, 1, 8, 8, dtype=torch.float64), torch.tensor([0, 2])
-    parts = backward_of(SnnLossConfig(name="tet"), "bptt", 2)(accelerator, snn, images, labels)
+    parts = backward_of(SnnLossConfig(name="tet"), "bptt", 2)(accelerator, snn, images, labels, 0)
     with torch.no_grad():
         steps = snn(images, per_step=True)
     assert steps.shape == (2, 2, 3)

@@ -18,16 +18,18 @@ from distill.runs import flatten
 from models import UnsupportedOperationError
 
 TRAIN = dict(
-    epochs=3, batch_size=7, accumulate=2, optimizer="adamw", lr=0.25, min_lr=0.5, momentum=0.75, weight_decay=0.125,
+    epochs=3, batch_size=6, accumulate=2, optimizer="adamw", lr=0.25, min_lr=0.5, momentum=0.75, weight_decay=0.125,
     warmup_steps=5, clip=1.5, label_smoothing=0.0625, channels_last=False,
+    mixup=0.25, cutmix=0.75, mixup_prob=0.875, mixup_switch_prob=0.375,
 )  # fmt: skip
+SMOOTHED_BY_LOSS = {name: value for name, value in TRAIN.items() if name != "label_smoothing"}  # which must stay 0
 OVERRIDES = {
     "run": dict(
         name="other", dir="somewhere", seed=7, trackers=["wandb"], mixed_precision="bf16", compile=False, threads=3
     ),
     "data": dict(
-        name="folder", root="images", train_split="a", eval_split="b", crop_padding=2, hflip=0.5,
-        auto_augment="rand-m9", random_erasing=0.25, max_train_samples=10, max_eval_samples=11,
+        name="folder", root="images", train_split="a", eval_split="b", class_map="classes.txt", crop_padding=2,
+        hflip=0.5, auto_augment="rand-m9", random_erasing=0.25, max_train_samples=10, max_eval_samples=11,
         in_memory=False, workers=1, random_resized_crop=False,
     ),
     "teacher": dict(
@@ -44,20 +46,29 @@ OVERRIDES = {
         delta_t=0.5,
     ),
     "student.neuron": dict(leak=0.5, learnable_leak=True, threshold=2.0, reset="hard", detach_reset=False, alpha=3.0),
-    "loss": dict(student_ce=0.5, student_kd=0.25, hybrid_ce=2.0, hybrid_kd=3.0, temperature=4.0),
-    "init": dict(from_run="runs/other"),
-    "train": TRAIN,
+    "loss": dict(
+        student_ce=0.5, student_kd=0.25, hybrid_ce=2.0, hybrid_kd=3.0, hybrid_feature=0.75, feature="cosine",
+        tap_weights={"layer1": 0.5, "stages.0": 2.0}, temperature=4.0, label_smoothing=0.125,
+    ),
+    "init": dict(from_run="runs/other", calibration_images=5, percentile=99.5),
+    "schedule": dict(name="progressive", epochs=[1, 2], restart_lr=False, freeze=True),
+    "train": SMOOTHED_BY_LOSS,
 }  # fmt: skip
 SNN_OVERRIDES = {
     **{name: OVERRIDES[name] for name in ("run", "data", "student", "student.dsr", "student.neuron", "init")},
     "ann": OVERRIDES["teacher"],
     "loss": dict(name="ce", label_smoothing=0.125, tet_lambda=0.5, tet_target=2.0, gradient_scale="1/T"),
-    "train": {name: value for name, value in TRAIN.items() if name != "label_smoothing"},  # which must stay 0
+    "train": SMOOTHED_BY_LOSS,
 }
 SECTIONS = [(DistillConfig, OVERRIDES, name) for name in OVERRIDES]
 SECTIONS += [(SnnTrainingConfig, SNN_OVERRIDES, name) for name in SNN_OVERRIDES]
 ALONE = {"data.random_resized_crop": True, "teacher.pretrained": True}  # not together with those above
-TOP = {"taps": ["layer1", "stages.0"], "student_taps": {"stages.0": "layer2"}, "eval_timesteps": [8]}
+TOP = {
+    "taps": ["layer1", "stages.0"],
+    "student_taps": {"stages.0": "layer2"},
+    "save_hybrids": False,
+    "eval_timesteps": [8],
+}
 
 
 def leaves(config_class, prefix=""):
@@ -115,7 +126,7 @@ def test_without_arguments_the_configuration_is_the_default():
 
 def test_every_field_has_an_override_in_these_tests():
     covered = {f"{section}.{name}" for section, values in OVERRIDES.items() for name in values} | TOP.keys()
-    assert covered == LEAVES.keys()
+    assert covered | {"train.label_smoothing"} == LEAVES.keys()
     covered = {f"{section}.{name}" for section, values in SNN_OVERRIDES.items() for name in values}
     assert covered | {"eval_timesteps", "train.label_smoothing"} == dict(leaves(SnnTrainingConfig)).keys()
 

@@ -8,7 +8,7 @@ import torch
 from toy_runs import BATCH, EPOCHS, IMAGES, distil, equal, metrics_of, resolved, timeless, tiny, weights_of
 
 import models
-from distill import InitConfig
+from distill import InitConfig, LossConfig
 from distill.data import Preprocessing
 from distill.runs import RunFolder
 from distill.students import make_student
@@ -44,7 +44,7 @@ def finished(tmp_path_factory):
 def test_a_run_leaves_everything_in_its_folder(finished):
     folder, config, _ = finished
     assert {path.name for path in folder.iterdir()} == {
-        "config.yaml", "metrics.jsonl", "summary.json", "checkpoints", "teacher", "student"
+        "config.yaml", "metrics.jsonl", "summary.json", "checkpoints", "teacher", "student", "hybrids"
     }  # fmt: skip
     assert (folder / "config.yaml").read_text() == resolved(config)
     assert {path.name for path in (folder / "student").iterdir()} == {"model.safetensors", "config.json", "README.md"}
@@ -251,7 +251,10 @@ def test_training_lowers_the_loss_and_beats_chance(tmp_path):
         dict(student=dict(encoder="poisson")),
         dict(student=dict(init="scratch")),
         dict(taps=[]),
-        dict(taps=["layer2"]),
+        dict(taps=["layer2"], save_hybrids=False),
+        dict(taps="blocks", schedule=dict(name="stochastic")),
+        dict(loss=LossConfig(feature="cosine", tap_weights={"layer2": 2.0}, label_smoothing=0.1)),
+        dict(train=dict(mixup=0.2, cutmix=1.0), loss=LossConfig(label_smoothing=0.1)),
         dict(train=dict(accumulate=2, clip=1.0, optimizer="adamw", channels_last=False)),
         dict(run=dict(mixed_precision="bf16")),
         dict(teacher=dict(kwargs={"channels": [4, 8, 8, 8]}, name="resnet26")),
@@ -263,6 +266,9 @@ def test_training_lowers_the_loss_and_beats_chance(tmp_path):
         "scratch",
         "no taps",
         "one tap",
+        "blocks",
+        "features",
+        "mixup",
         "accumulate and clip",
         "bfloat16",
         "bottlenecks",
@@ -272,7 +278,11 @@ def test_other_configurations_run_end_to_end(tmp_path, parts):
     short = dict(epochs=1, batch_size=32)
     parts = {**parts, "train": {**short, **parts.get("train", {})}}
     summary = distil(tiny(tmp_path / "r", **parts, teacher_train=short, eval_timesteps=[]))
-    assert list(summary["hybrid_top1"]) == parts.get("taps", ["layer1", "layer2", "layer3"])
+    taps = parts.get("taps", ["layer1", "layer2", "layer3"])
+    taps = [f"layer{n}.{b}" for n in (1, 2, 3, 4) for b in (0, 1)][:-1] if taps == "blocks" else taps
+    assert list(summary["hybrid_top1"]) == taps
+    kept = tmp_path / "r" / "hybrids"
+    assert sorted(p.name for p in kept.glob("*")) == (sorted(taps) if parts.get("save_hybrids", True) else [])
     assert summary["student_top1_by_timesteps"] == {2: summary["student_top1"]}  # its own T in any case
     assert models.load_snn(tmp_path / "r" / "student").timesteps == 2
 

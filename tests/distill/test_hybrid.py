@@ -24,7 +24,7 @@ from models import spiking_twin
 LABELS = torch.tensor([1, 4])
 
 
-def distiller_of(family, dtype=torch.float32, taps=None, timesteps=2):
+def distiller_of(family, dtype=torch.float32, taps="stages", timesteps=2):
     teacher = teacher_of(family, dtype)
     student_taps = student_taps_of(teacher, default_tap_names(teacher))
     return HybridDistiller(teacher, student_of(teacher, timesteps), taps, student_taps, images=images_of(dtype))
@@ -57,13 +57,13 @@ def total(distiller, images):
     return distillation_losses(distiller(images), LABELS, LossConfig())["total"]
 
 
-@pytest.mark.parametrize("empty_prefix", [True, False])
+@pytest.mark.parametrize("blanks", [0, 1])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_teachers_own_feature_gives_the_teachers_logits(family, empty_prefix):
+def test_the_teachers_own_feature_gives_the_teachers_logits(family, blanks):
     images = images_of(torch.float64, count=3)
     distiller = distiller_of(family, torch.float64).eval()
-    assert distiller.empty_prefix  # what all these families allow
-    distiller.empty_prefix = empty_prefix
+    assert distiller.blanks == 0  # what all these families allow
+    distiller.blanks = blanks
     feed_own_features(distiller, images)
     out = distiller(images)
     assert list(out.hybrid_logits) == [tap.name for tap in distiller.taps] and len(out.hybrid_logits) >= 2
@@ -85,18 +85,18 @@ def test_untrained_taps_change_nothing_in_the_teachers_logits(family):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_full_pass_gives_the_hybrids_of_the_empty_prefix(family):
+def test_a_blank_image_in_front_changes_no_hybrid(family):
     images = images_of(torch.float64, count=3)
     distiller = distiller_of(family, torch.float64).eval()
     found = {}
-    for distiller.empty_prefix in (True, False):
+    for distiller.blanks in (0, 1):
         out = distiller(images)
         assert all(len(logits) == 3 for logits in out.hybrid_logits.values())
-        found[distiller.empty_prefix] = torch.stack(list(out.hybrid_logits.values()))
-    torch.testing.assert_close(found[True], found[False], rtol=0, atol=1e-12)
+        found[distiller.blanks] = torch.stack(list(out.hybrid_logits.values()))
+    torch.testing.assert_close(found[0], found[1], rtol=0, atol=1e-12)
 
 
-def test_the_empty_prefix_runs_the_teacher_on_images_once():
+def test_the_teacher_runs_on_images_once():
     distiller, images = distiller_of("resnet18"), images_of(count=2)
     sizes = []
     with hooks([(distiller.teacher.conv1, lambda m, a, out: sizes.append(len(out)))]):
@@ -105,14 +105,14 @@ def test_the_empty_prefix_runs_the_teacher_on_images_once():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_a_teacher_that_takes_no_empty_batch_is_run_in_full(dtype):
+def test_a_teacher_that_takes_no_empty_batch_gets_one_blank_image(dtype):
     teacher = NotEmpty().to(dtype)
     images = images_of(dtype)
     with pytest.raises(RuntimeError):
         teacher(images[:0])
     student = spiking_twin(Toy().to(dtype), 2, input_size=(3, 32, 32))
     distiller = HybridDistiller(teacher, student, ["act1", "act2"], images=images).eval()
-    assert distiller.empty_prefix is False
+    assert distiller.blanks == 1
     feed_own_features(distiller, images)
     out = distiller(images)
     for logits in out.hybrid_logits.values():
@@ -171,10 +171,10 @@ def test_every_adapter_and_student_parameter_gets_a_gradient_and_the_teacher_non
         assert parameter.grad is None and not parameter.requires_grad
 
 
-@pytest.mark.parametrize("empty_prefix", [True, False])
-def test_a_hybrid_trains_the_student_up_to_its_tap_and_no_further(empty_prefix):
+@pytest.mark.parametrize("blanks", [0, 1])
+def test_a_hybrid_trains_the_student_up_to_its_tap_and_no_further(blanks):
     distiller = distiller_of("resnet18").train()
-    distiller.empty_prefix = empty_prefix
+    distiller.blanks = blanks
     distiller(images_of()).hybrid_logits["layer2"].square().sum().backward()
     student, moved = distiller.student, {}
     for name in ("conv1", "layer1", "layer2", "layer3", "layer4", "fc"):
@@ -256,7 +256,7 @@ def test_the_output_is_a_named_tuple_of_float32_logits_also_under_autocast():
         with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
             out = distiller(images)
         assert isinstance(out, HybridOutput)
-        assert out._fields == ("student_logits", "teacher_logits", "hybrid_logits")
+        assert out._fields == ("student_logits", "teacher_logits", "hybrid_logits", "feature_losses")
         assert list(out.hybrid_logits) == ["layer1", "layer2", "layer3"]
         for logits in (out.student_logits, out.teacher_logits, *out.hybrid_logits.values()):
             assert logits.dtype == torch.float32 and logits.shape == (2, 7)

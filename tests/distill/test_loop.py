@@ -194,7 +194,7 @@ def test_metrics_have_one_line_an_epoch_with_means_over_images(tmp_path):
         assert line["loss/part"] == pytest.approx((5 * 5 + 3 * 3) / 8)  # batches of 5 and 3
         assert line["images_per_second"] > 0
     assert seen == [False, False] and not result.model.training and result.evaluation == {"top1": 50.0}
-    assert result.seconds > 0 and result.images_per_second == pytest.approx(2 * IMAGES / result.seconds)
+    assert result.seconds > 0 and result.images == 2 * IMAGES
 
 
 def test_the_network_is_in_training_mode_in_each_epoch(tmp_path):

@@ -84,3 +84,25 @@ def test_losses_of_half_precision_logits_are_computed_in_float32():
 def test_tet_of_mean_logits_is_refused():
     with pytest.raises(ValueError, match=r"tet takes the logits of each step \(S, B, K\), found shape \(1, 2\)"):
         snn_losses(LOGITS.mean(0), LABEL, SnnLossConfig(name="tet"), 2)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.5])
+def test_cross_entropy_with_probabilities_does_not_smooth_them(smoothing):
+    mixed = torch.tensor([[0.625, 0.375]])
+    found = snn_losses(LOGITS[1], mixed, SnnLossConfig(label_smoothing=smoothing), 2)["total"]
+    assert found.item() == pytest.approx(-(0.625 * math.log(0.75) + 0.375 * math.log(0.25)), abs=1e-12)
+
+
+def test_tet_with_probabilities_is_the_mean_of_each_steps_cross_entropy():
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(3, 2, 4, generator=generator, dtype=torch.float64)  # S, B, K all different
+    targets = torch.rand(2, 4, generator=generator).softmax(1)
+    expected = -(targets.double() * logits.log_softmax(2)).sum(2).mean()
+    found = snn_losses(logits, targets, SnnLossConfig(name="tet", tet_lambda=0.25), 3)
+    assert found["ce"].item() == pytest.approx(expected.item(), abs=1e-12)
+    assert found["total"].item() == pytest.approx((0.75 * expected + 0.25 * found["mse"]).item(), abs=1e-12)
+    hard = torch.tensor([3, 1])
+    one_hot = F.one_hot(hard, 4).float()
+    config = SnnLossConfig(name="tet")
+    soft, index = (snn_losses(logits, labels, config, 3)["ce"].item() for labels in (one_hot, hard))
+    assert soft == pytest.approx(index, abs=1e-12)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from distill import DataConfig, DistillConfig, RunConfig, StudentConfig, TeacherConfig, TrainConfig, distillation
 from distill import session as sessions
+from distill.schedule_config import ScheduleConfig
 
 TEACHER = dict(
     kwargs={"channels": [8, 8, 8, 8]}, cifar_stem=True, input_size=[1, 8, 8], mean=[0.3], std=[0.4]
@@ -37,6 +38,7 @@ def tiny(folder: Path, **parts: dict[str, Any]) -> DistillConfig:
         "teacher_train": (TrainConfig, train),
         "student": (StudentConfig, dict(timesteps=2)),
         "train": (TrainConfig, train),
+        "schedule": (ScheduleConfig, {}),
     }
     made = {name: cls(**{**values, **parts.pop(name, {})}) for name, (cls, values) in defaults.items()}
     return DistillConfig(**made, **{"eval_timesteps": [1, 2], **parts})

@@ -1,5 +1,6 @@
 """Kinds of pass, shapes and settings of a spiking network; what training keeps in memory."""
 
+import copy
 import gc
 
 import pytest
@@ -366,3 +367,45 @@ def test_a_train_looks_like_one_batch():
     assert "timesteps=4" in repr(x) and "(2, 3, 8, 9)" in repr(x)
     with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
         x.nonsense  # noqa: B018
+
+
+@pytest.mark.parametrize("algorithm", ["rate_m", "rate_s", "bptt"])
+@pytest.mark.parametrize("training", [True, False])
+def test_until_gives_the_rate_at_a_module_and_runs_nothing_behind_it(algorithm, training):
+    torch.manual_seed(0)
+    snn = create_snn("resnet18_cifar", 5, 3, width=8, algorithm=algorithm).double().train(training)
+    other = copy.deepcopy(snn)
+    images = torch.rand(2, 3, 8, 8, dtype=torch.float64)
+    kept, calls = [], []
+    handle = other.layer2.register_forward_hook(lambda m, a, out: kept.append(out.rate))
+    snn.layer3.register_forward_hook(lambda *_: calls.append(1))
+    other(images)
+    handle.remove()
+    rate = snn(images, until="layer2")
+    torch.testing.assert_close(rate, kept[-1], rtol=0, atol=0)
+    assert rate.shape == (2, 16, 4, 4) and calls == [] and rate.requires_grad == training
+    if training:
+        rate.square().sum().backward()
+        kept[-1].square().sum().backward()
+        own = dict(other.named_parameters())
+        assert all(p.grad is None or torch.equal(p.grad, own[name].grad) for name, p in snn.named_parameters())
+        reached = {name.partition(".")[0] for name, p in snn.named_parameters() if p.grad is not None}
+        assert reached == {"conv0", "layer1", "layer2"}
+    own, whole = snn.layer3[0].bn1, other.layer3[0].bn1
+    assert torch.equal(own.running_mean, torch.zeros(32).double()) and (whole.running_mean.any() == training)
+    assert len(snn.layer2._forward_hooks) == 0  # whole again
+    assert torch.equal(snn(images), other(images))
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("layer9", {}, "the network has no module 'layer9'; it has .*'layer4'"),
+        ("", {}, "the module '' does not run"),
+        ("layer1", dict(per_step=True), "until runs whole images"),
+    ],
+)
+def test_until_refuses_what_it_cannot_stop_at(name, options, message):
+    snn = create_snn("resnet18_cifar", 5, 2, width=8).eval()
+    with pytest.raises(ValueError, match=message):
+        snn(torch.rand(1, 3, 8, 8), until=name, **options)

@@ -6,9 +6,9 @@ import pytest
 import torch
 from reference import Reference, assert_same_training, train_once
 from torch import nn
-from toy_networks import TOYS, Residual, generic, spiking
+from toy_networks import TOYS, Head, Residual, conv_bn, generic, spiking
 
-from models import NeuronConfig, create_snn
+from models import NeuronConfig, SpikeTrain, SpikingNeuron, UnsupportedOperationError, create_snn
 from models.network import as_spiking
 
 
@@ -113,3 +113,56 @@ def test_an_unregistered_class_is_not_needed_to_be_spiking():
     snn = as_spiking(network, timesteps=2, algorithm="rate_m", in_chans=3, spec={})
     assert snn is network and isinstance(snn, Residual)
     assert ([n for n, _ in snn.named_modules()], [n for n, _ in snn.named_parameters()]) == names
+
+
+class StackAndExpand(nn.Module):
+    """Paths stacked behind, between and in front of other axes, with a plain tensor among them; expanded maps."""
+
+    def __init__(self, neuron):
+        super().__init__()
+        self.stem, self.spike = conv_bn(3, 6), SpikingNeuron(neuron)
+        self.a, self.b, self.merge = conv_bn(6, 6), conv_bn(6, 6), conv_bn(6, 6)
+        self.spikes = nn.ModuleList(SpikingNeuron(neuron) for _ in range(3))
+        self.path = nn.Parameter(torch.rand(6, 1, 1))
+        self.head = Head(6)
+
+    def forward(self, x):
+        x = self.spike(self.stem(x))
+        a, b = self.spikes[0](self.a(x)), self.spikes[1](self.b(x))
+        plain = self.path.expand(x.shape)
+        paths = torch.stack([a, b, plain], dim=1)  # (B, 3, C, H, W)
+        last = torch.stack((a, b), -1).mean(-1)
+        row = x.mean(2, keepdim=True).expand(-1, 6, *x.shape[2:])
+        pixel = a.mean((2, 3), keepdim=True).expand_as(x)
+        return self.head(self.spikes[2](self.merge(paths.sum(1) + last + row + pixel)))
+
+
+@pytest.mark.parametrize("timesteps", [1, 3])
+def test_stack_and_expand_train_as_the_reference(timesteps):
+    network = generic(StackAndExpand(NeuronConfig(leak=0.5, threshold=0.8)))
+    assert_same_training(*both(network, random_images(4, 3, 8, 8), timesteps))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda x: torch.stack([x, x]),
+        lambda x: torch.stack([x, x], -5),
+        lambda x: x.expand(4, -1, -1, -1),
+        lambda x: x.expand(2, *x.shape),
+        lambda x: x.expand_as(torch.zeros(3, 2, 1, 5, 5)),
+    ],
+    ids=["stack", "stack_from_behind", "expand", "expand_new_axis", "expand_as"],
+)
+def test_stack_and_expand_leave_the_batch_axis_alone(wrong):
+    train = SpikeTrain.from_stream(torch.rand(3, 1, 2, 5, 5), "plain")
+    with pytest.raises(UnsupportedOperationError, match=r"no rule for (unsqueeze|expand)"):
+        wrong(train)
+
+
+def test_stacked_and_expanded_streams_hold_the_numbers_of_every_step():
+    stream = torch.rand(3, 2, 4, 1, 5)
+    train, plain = SpikeTrain.from_stream(stream, "plain"), torch.rand(2, 4, 1, 5)
+    stacked = torch.stack([train, plain, train], 2).stream
+    assert torch.equal(stacked, torch.stack([stream, plain.expand_as(stream), stream], 3))
+    assert torch.equal(train.expand(2, 4, 6, -1).stream, stream.expand(3, 2, 4, 6, 5))

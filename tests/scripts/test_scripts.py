@@ -151,6 +151,44 @@ def test_two_processes_on_the_cpu_write_one_run(tmp_path):
     assert again.returncode != 0 and "train.lr (was 0.05, is 0.5)" in again.stderr
 
 
+@pytest.mark.parametrize("schedule", ["stochastic", "progressive"])
+def test_two_processes_train_in_every_schedule(teacher_run, schedule, tmp_path):
+    # where some parameters have no part in a step, or in a stage, DDP has to know of it
+    run, _ = teacher_run
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+    arguments = [
+        *(*TINY, "--student.timesteps", "2", "--teacher.weights", str(run / "teacher"), "--run.dir", "run"),
+        *("--schedule.name", schedule, "--train.epochs", "4", "--train.batch_size", "8", "--train.accumulate", "2"),
+        *("--data.max_train_samples", "64", "--eval_timesteps", "[]"),
+    ]
+    succeed(tmp_path, "distill.py", *arguments, launcher=launcher)
+    stages = [line["stage"] for line in metrics(tmp_path / "run")]
+    several = ["stage1_layer1", "stage2_layer2", "stage3_layer3", "student"]
+    assert stages == (several if schedule == "progressive" else ["student"] * 4)
+    summary = read(tmp_path / "run" / "summary.json")
+    assert list(summary["hybrid_top1"]) == ["layer1", "layer2", "layer3"] and summary["schedule"] == schedule
+    assert sorted(path.name for path in (tmp_path / "run" / "hybrids").iterdir()) == ["layer1", "layer2", "layer3"]
+    succeed(tmp_path, "distill.py", *arguments, "--resume", launcher=launcher)
+    again = read(tmp_path / "run" / "summary.json")
+    assert again["hybrid_top1"] == summary["hybrid_top1"] and again["student_top1"] == summary["student_top1"]
+
+
+def test_what_a_run_leaves_can_be_evaluated(tmp_path):
+    succeed(tmp_path, "distill.py", *DISTIL)
+    summary = read(tmp_path / "runs" / "digits" / "summary.json")
+    data = ("--data.max_train_samples", "128", "--data.max_eval_samples", "50", "--threads", "1")
+    for model, expected in (("student", summary["student_top1"]), ("hybrids/layer2", summary["hybrid_top1"]["layer2"])):
+        options = ("--model", f"runs/digits/{model}", "--timesteps", "[1]", "--out", "out.json")
+        done = succeed(tmp_path, "evaluate.py", *options, *data)
+        found = read(tmp_path / "out.json")
+        assert found["top1_by_timesteps"]["2"] == pytest.approx(expected, abs=2.01)  # rounding may flip a spike
+        assert "top-1 (%)" in done.stderr and "Warning" not in done.stderr
+    wrong = call(tmp_path, "evaluate.py", "--model", "runs/digits")
+    assert wrong.returncode == 2 and "holds no saved network" in wrong.stderr and "Traceback" not in wrong.stderr
+    missing = call(tmp_path, "evaluate.py")
+    assert missing.returncode == 2 and "model" in missing.stderr and "Traceback" not in missing.stderr
+
+
 def test_a_killed_run_goes_on_where_it_was(tmp_path):
     arguments = [*DISTIL, "--train.epochs", "40", "--run.dir", "run"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}

@@ -1,4 +1,5 @@
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -165,3 +166,29 @@ def test_imagenet_photos_are_read_from_the_tar_at_224_pixels():
         image, label = part[999]
         assert (image.shape, label) == ((3, 224, 224), 999)
         assert -1 <= image.min() < image.max() <= 1
+
+
+def test_a_class_map_numbers_the_classes_also_those_that_a_split_lacks(images, tmp_path):
+    shutil.rmtree(tmp_path / "train" / "b")
+    shutil.rmtree(tmp_path / "val" / "a")
+    (tmp_path / "classes.txt").write_text("c\n\nz\n b \na\n")
+    splits = load_data(folder(tmp_path, class_map=str(tmp_path / "classes.txt")), PIXELS)
+    assert splits.classes == ("c", "z", "b", "a")
+    assert [splits.train[i][1] for i in range(6)] == [3, 3, 3, 0, 0, 0]  # a, then c
+    assert [splits.eval[i][1] for i in range(2)] == [2, 0]  # b, then c
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a\nb", r"1 class\(es\) of .*train are not in the class map, the first: \['c'\]"),
+        ("a\nb\nc\na", r"must name each class once, found twice: \['a'\]"),
+        ("\n", "must name each class once, found none"),
+        (None, "which cannot be read as text"),
+    ],
+)
+def test_a_class_map_that_does_not_fit_is_refused(images, tmp_path, text, message):
+    if text is not None:
+        (tmp_path / "classes.txt").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        load_data(folder(tmp_path, class_map=str(tmp_path / "classes.txt")), PIXELS)

@@ -1,0 +1,19 @@
+"""Evaluates a student or a hybrid that a run has left: accelerate launch scripts/evaluate.py --model runs/NAME/student"""
+
+import sys
+from pathlib import Path
+
+# Python puts this folder first on the path, where distill.py would hide the package of the same name
+sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+from distill import cli, saved_evaluation
+from distill.config import EvaluationConfig
+
+
+def main() -> None:
+    config, _, _ = cli.parse(EvaluationConfig, None, resumable=False)
+    saved_evaluation.run(config)
+
+
+if __name__ == "__main__":
+    cli.run(main)
