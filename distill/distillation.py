@@ -79,14 +79,16 @@ def make_distiller(
     preprocessing: Preprocessing,
     init: InitConfig | None = None,
     batches: Iterable[Tensor] | None = None,
+    say: bool = True,
 ) -> HybridDistiller:
     """Student, adapters and teacher, with the taps checked on some images (B, C, H, W).
 
     Args:
         batches: images to calibrate the student on, where the configuration asks for it; None: it is not calibrated.
+        say: whether to log which weights were copied.
     """
     classes: Any = teacher.num_classes
-    student = make_student(config.student, teacher, classes, images, preprocessing, init, batches)
+    student = make_student(config.student, teacher, classes, images, preprocessing, init, batches, say)
     distiller = HybridDistiller(teacher, student.train(), config.taps, config.student_taps, images, config.loss.feature)
     check_tap_weights(config.loss, [tap.name for tap in distiller.taps])
     return distiller.train()
@@ -216,7 +218,7 @@ def _check(
     if not has_weights(config.teacher):
         check_training(teacher, config.teacher_train)  # before the distiller freezes it
         _wake_head(teacher)
-    distiller = make_distiller(config, teacher, images, preprocessing, init)
+    distiller = make_distiller(config, teacher, images, preprocessing, init, say=False)
     check_saveable(distiller.student)
     check_training(distiller, config.train)
     stages_of(config.schedule, [tap.name for tap in distiller.taps], config.train.epochs)

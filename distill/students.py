@@ -29,6 +29,7 @@ def make_student(
     preprocessing: Preprocessing,
     init: InitConfig | None = None,
     batches: Iterable[Tensor] | None = None,
+    say: bool = True,
 ) -> SpikingNetwork:
     """A twin of an analogue network, or a network by name.
 
@@ -40,6 +41,7 @@ def make_student(
         init: a run whose student's weights are the start, and how a twin is calibrated.
         batches: images (B, C, H, W) to calibrate a twin on, where `config.init` asks for it; None: it is not
             calibrated, because its weights come from elsewhere later.
+        say: whether to log which weights were copied.
 
     Raises:
         FileNotFoundError: if there is no such run, or no student in it.
@@ -65,7 +67,8 @@ def make_student(
             config.dsr,
         ).to(images.device)
         if ann is not None and config.init == "teacher":
-            log.info("%s", copy_weights(ann, snn))
+            copied = copy_weights(ann, snn)
+            log.log(logging.INFO if say else logging.DEBUG, "%s", copied)
     if init is not None and init.from_run is not None:
         _load_from_run(snn, Path(init.from_run))
     elif config.init == "calibrated" and ann is not None and batches is not None:
