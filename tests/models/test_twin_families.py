@@ -5,6 +5,8 @@ default, the whole list with ``-m slow``.
 """
 
 import copy
+import re
+from pathlib import Path
 
 import pytest
 import timm
@@ -327,3 +329,16 @@ def test_a_family_that_cannot_spike_is_refused_naming_operation_and_module(famil
     size, message = REFUSED[family]
     with pytest.raises(UnsupportedOperationError, match=f"cannot be built: .*{message}"):
         spiking_twin(timm.create_model(family), gates="keep", input_size=(3, size, size))
+
+
+def test_the_page_on_students_lists_these_networks():
+    text = (Path(__file__).parents[2] / "docs" / "students.md").read_text()
+    lists, table = (
+        text.partition("These have gates")[0].partition("for every parameter.")[2],
+        text.partition("| Network")[2],
+    )
+    gated = text.partition("names the first of them.")[2].partition("These are refused")[0]
+    listed = [set(re.findall(r"`(\w+)`", part)) for part in (lists, gated)]
+    own = {"rep_net", "vgg_net"}  # written here
+    assert listed[0] | listed[1] == {*DEFAULT, *SLOW} - own and not listed[0] & listed[1]
+    assert set(re.findall(r"^\| `(\w+)` \|", table.partition("## ")[0], re.MULTILINE)) == REFUSED.keys()
