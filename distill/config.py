@@ -218,6 +218,11 @@ class SnnTrainingConfig:
         check(smoothing == 0, "train.label_smoothing", smoothing, allowed)
         allowed = f"none with {student.name}: only a twin starts from them (init.from_run takes another run's network)"
         check(self.ann.weights is None or student.name == "twin", "ann.weights", self.ann.weights, allowed)
+        start, weights = student.init, self.ann.weights or self.ann.pretrained
+        allowed = (
+            "teacher or scratch without ann.weights or ann.pretrained: a fresh network has nothing to calibrate on"
+        )
+        check(start != "calibrated" or bool(weights), "student.init", start, allowed)
         _check_evaluation(self.eval_timesteps)
         _check_encoder(student, self.data)
 

@@ -151,7 +151,8 @@ class _Training:
             folder=session.folder,
             resume=resume,
             mixing=Mixing(config.train, len(self.data.classes), smoothing, seed),
-            lr_window=stage.lr_window,
+            epochs_before=stage.epochs_before,
+            lr_epochs=stage.lr_epochs,
             unused_parameters=stage.draw,
         )
         # None where a resumed stage had no epoch left

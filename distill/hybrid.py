@@ -19,6 +19,7 @@ from distill.matching import match_taps
 from distill.tails import images_in_front, look, run_tails
 from distill.taps import check_taps, hooks, tap_names
 from models import SpikeTrain, SpikingNetwork
+from models.ann import image_channels
 from models.kernels import at_least_float32
 from models.network import probing
 
@@ -80,6 +81,7 @@ class HybridDistiller(nn.Module):
         self.blanks = images_in_front(teacher, self.taps, images) if names else 0
         """Blank images that the teacher runs on in front of what is injected at its taps."""
         self._frozen: tuple[nn.Module, ...] = ()
+        self.train(student.training)
 
     @property
     def teacher(self) -> nn.Module:
@@ -109,6 +111,10 @@ class HybridDistiller(nn.Module):
         """
         if self.teacher.training:  # somebody's .train() must not move its statistics
             self.teacher.eval()
+        if self.training and not self.student.training:  # without a graph its part of the loss would train nothing
+            raise ValueError(
+                "the distiller is in training mode, its student in evaluation mode: call distiller.train()"
+            )
         wanted = [tap.name for tap in self.taps] if active is None else list(active)
         chosen = [(tap, adapter) for tap, adapter in zip(self.taps, self.adapters, strict=True) if tap.name in wanted]
         taps = [tap for tap, _ in chosen]
@@ -146,7 +152,8 @@ class HybridDistiller(nn.Module):
         index = names.index(tap)
         adapter: Adapter = self.adapters[index]  # type: ignore[assignment]
         hybrid = Hybrid(self.student, adapter, self.teacher, self.taps[index], self.student_taps[tap], self.blanks)
-        return hybrid.train(self.training)
+        hybrid.training = self.training  # the parts keep the modes that they are in
+        return hybrid
 
     def _run_student(
         self, images: Tensor, names: Sequence[str], to_its_end: bool
@@ -164,16 +171,18 @@ class HybridDistiller(nn.Module):
         if unknown := sorted(given.keys() - set(names)):
             raise ValueError(f"student_taps names no taps of the teacher: {unknown}; the taps are {names}")
         missing = [name for name in names if name not in given]
-        found = match_taps(names, self.teacher, self.student, images) if missing else {}
+        found = match_taps(missing, self.teacher, self.student, images)
         return {name: given.get(name) or found[name] for name in names}
 
     def _probe_student(self, images: Tensor) -> dict[str, int]:
         """Channels of the student's module at each tap, from one image."""
         rates: dict[str, Tensor] = {}
+        calls: list[str] = []
         pairs = []
         for tap, name in self.student_taps.items():
             try:
-                pairs.append((self.student.get_submodule(name), _keep(rates, tap)))
+                module = self.student.get_submodule(name)
+                pairs += [(module, _keep(rates, tap)), (module, lambda *_, tap=tap: calls.append(tap))]
             except AttributeError:
                 allowed = [child for child, _ in self.student.named_children()]
                 raise ValueError(f"tap {tap!r}: the student has no module {name!r}; it has {allowed}") from None
@@ -183,6 +192,8 @@ class HybridDistiller(nn.Module):
         if classes != wanted:
             raise ValueError(f"the student knows {classes} classes, the teacher {wanted}")
         for tap, name in self.student_taps.items():
+            if calls.count(tap) > 1:
+                raise ValueError(f"tap {tap!r}: the student's module {name!r} fires more than once in a forward pass")
             if tap not in rates or rates[tap].ndim != 4:
                 raise ValueError(f"tap {tap!r}: the student's module {name!r} yields no map (B, C, H, W) of spikes")
         return {tap: rate.shape[1] for tap, rate in rates.items()}
@@ -200,6 +211,5 @@ def _keep(rates: dict[str, Tensor], name: str):
 def _probe_images(teacher: nn.Module) -> Tensor:
     size = (getattr(teacher, "pretrained_cfg", None) or {}).get("input_size", (3, 224, 224))
     parameter = next(teacher.parameters())
-    in_chans = next((m.in_channels for m in teacher.modules() if isinstance(m, nn.Conv2d)), size[0])
     generator = torch.Generator().manual_seed(0)
-    return torch.randn(2, in_chans, *size[1:], generator=generator).to(parameter.device, parameter.dtype)
+    return torch.randn(2, image_channels(teacher), *size[1:], generator=generator).to(parameter.device, parameter.dtype)

@@ -21,7 +21,17 @@ from distill.tails import look, run_tails
 from distill.taps import Tap
 from models import SpikingNetwork, create_ann
 from models.ann import timm_spec
-from models.io import CONFIG, WEIGHTS, build_snn, check_saveable, fill, read_weights, replace_text, save_tensors
+from models.io import (
+    CONFIG,
+    WEIGHTS,
+    build_snn,
+    check_rebuilt,
+    check_saveable,
+    fill,
+    read_weights,
+    replace_text,
+    save_tensors,
+)
 from models.kernels import at_least_float32
 from models.network import probing
 from models.twin import ACTIVATIONS
@@ -123,10 +133,12 @@ def check_hybrid(hybrid: Hybrid) -> dict[str, Any]:
         ValueError: if student or teacher cannot be rebuilt from it.
     """
     tap = hybrid.tap
+    teacher = getattr(hybrid.teacher, "ann_spec", None) or timm_spec(hybrid.teacher)
+    check_rebuilt(hybrid.teacher, lambda: create_ann(**teacher), teacher)
     return {
         "kind": KIND,
         "student": check_saveable(hybrid.student),
-        "teacher": getattr(hybrid.teacher, "ann_spec", None) or timm_spec(hybrid.teacher),
+        "teacher": teacher,
         "student_tap": hybrid.student_tap,
         "blanks": hybrid.blanks,
         "in_channels": hybrid.adapter.conv.in_channels,
@@ -179,7 +191,7 @@ def _own_state(hybrid: Hybrid, size: tuple[int, ...]) -> list[str]:
     blank = torch.zeros(1, *size, dtype=parameter.dtype, device=parameter.device)
     student, teacher, name = hybrid.student, hybrid.teacher, hybrid.tap.name
     with probing(student, timesteps=1):
-        calls = Calls(student, hybrid.student_tap, lambda: student(blank, until=hybrid.student_tap))
+        calls = Calls(student, hybrid.student_tap, lambda: student(blank))
         names = [f"student.{key}" for key in calls.state_of(student, before=True)]
         _, features = look(teacher, [hybrid.tap], blank, maps=True)
         maps, prefixes = {name: features[name].map}, {name: features[name].prefix}

@@ -60,7 +60,8 @@ def fit(
     folder: RunFolder,
     resume: bool,
     mixing: Mixing | None = None,
-    lr_window: tuple[int, int] | None = None,
+    epochs_before: int = 0,
+    lr_epochs: int | None = None,
     unused_parameters: bool = False,
 ) -> FitResult:
     """Trains a model, from the newest checkpoint of the stage if `resume` finds one.
@@ -71,8 +72,10 @@ def fit(
         loader: training batches (images, labels), not prepared.
         evaluate: called with the wrapped model in evaluation mode after each epoch; its numbers are logged.
         mixing: mixes images and labels of each batch.
-        lr_window: epochs in front of this training and of all trainings together that share one learning rate curve;
-            None for a curve of its own.
+        epochs_before: epochs of earlier trainings on the same data: order, augmentation, mixing and the number of the
+            step go on from there.
+        lr_epochs: epochs of the trainings that share one learning rate curve, those before included; None for a curve
+            of this training's own.
         unused_parameters: whether there are steps in which some parameters have no part, which DDP must be told.
 
     Raises:
@@ -91,18 +94,18 @@ def fit(
             f"({accelerator.num_processes} x batch_size {config.batch_size})"
         )
     steps_per_epoch = math.ceil(len(loader) / config.accumulate)
-    before, together = lr_window or (0, config.epochs)
-    factor = warmup_cosine(config, together * steps_per_epoch)
+    factor = warmup_cosine(config, (lr_epochs or config.epochs) * steps_per_epoch)
+    before = epochs_before if lr_epochs is not None else 0
     scheduler = accelerator.prepare(LambdaLR(optimizer.optimizer, lambda step: factor(step + before * steps_per_epoch)))
     checkpoints = Checkpoints(folder, stage)
     first = _resume(accelerator, checkpoints, folder, stage) if resume else 0
     evaluation = None
     for epoch in range(first, config.epochs):
-        loader.set_epoch(epoch)  # type: ignore[attr-defined]  # Accelerate's loader
+        loader.set_epoch(epochs_before + epoch)  # type: ignore[attr-defined]  # Accelerate's loader
         started = time.perf_counter()
         lr = scheduler.get_last_lr()[0]
         means, count = _train_epoch(
-            accelerator, model, backward, loader, optimizer, scheduler, config, stage, epoch, mixing
+            accelerator, model, backward, loader, optimizer, scheduler, config, stage, epoch, mixing, epochs_before
         )
         seconds = time.perf_counter() - started
         evaluation = evaluate(model.eval())
@@ -121,7 +124,8 @@ def fit(
         if accelerator.is_main_process:
             folder.append_metrics(metrics)
         numbers = {f"{stage}/{name}": value for name, value in metrics.items() if name not in ("stage", "epoch")}
-        accelerator.log(numbers, step=epoch + 1)
+        # trackers want steps that rise over all stages: the lines of the metrics so far; the main process alone tracks
+        accelerator.log(numbers, step=len(folder.metrics()))
         checkpoints.save(
             epoch + 1,
             lambda path: accelerator.save_state(str(path)),
@@ -156,6 +160,7 @@ def _train_epoch(
     stage: str,
     epoch: int,
     mixing: Mixing | None,
+    epochs_before: int,
 ) -> tuple[dict[str, float], int]:
     """One pass over the data; returns the mean of each part of the loss and the number of images."""
     model.train()
@@ -163,13 +168,14 @@ def _train_epoch(
     count = 0
     title = f"{stage} {epoch + 1}/{config.epochs}"
     bar = tqdm(loader, title, disable=not accelerator.is_local_main_process, leave=False, mininterval=1.0)
-    steps_before = epoch * math.ceil(len(loader) / config.accumulate)
+    past = epochs_before + epoch
+    steps_before = past * math.ceil(len(loader) / config.accumulate)
     for batch, (images, labels) in enumerate(bar):
         if config.channels_last:
             images = channels_last(images)
         count += len(labels)
         if mixing is not None and mixing.enabled:
-            images, labels = mixing(images, labels, epoch * len(loader) + batch, accelerator.process_index)
+            images, labels = mixing(images, labels, past * len(loader) + batch, accelerator.process_index)
         with accelerator.accumulate(model):
             parts = backward(accelerator, model, images, labels, steps_before + batch // config.accumulate)
             if accelerator.sync_gradients and config.clip is not None:

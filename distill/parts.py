@@ -51,14 +51,19 @@ def _leaves(output: Tensor) -> set[int]:
 
 
 class Calls:
-    """The modules of a network that began before a tap ended, and those that ended behind it, from one pass.
+    """The modules of a network that began before a tap ended, and those that ended behind it, from one whole pass.
 
     A module that holds the tap itself did both.
+
+    Args:
+        tap: a module that is called once.
+        run: calls the network, from its start to its end.
     """
 
     def __init__(self, network: nn.Module, tap: str, run: Callable[[], object]) -> None:
         self.began_before: set[str] = set()
         self.ended_behind: set[str] = set()
+        self._called: set[str] = set()
         done = False
         target = network.get_submodule(tap)
 
@@ -66,17 +71,22 @@ class Calls:
             nonlocal done
             done = True
 
-        def begin(name: str):
-            return lambda *_: None if done else self.began_before.add(name)
+        def begin(name: str) -> Callable:
+            def hook(*_: object) -> None:
+                self._called.add(name)
+                if not done:
+                    self.began_before.add(name)
 
-        def end(name: str):
+            return hook
+
+        def end(name: str) -> Callable:
             return lambda *_: self.ended_behind.add(name) if done else None
 
         modules = dict(network.named_modules())
         handles = [module.register_forward_pre_hook(begin(name)) for name, module in modules.items()]
         # the network itself need not be called as a module for its parts to be: it holds the tap
-        self.began_before.add("")
-        self.ended_behind.add("")
+        for names in (self.began_before, self.ended_behind, self._called):
+            names.add("")
         try:
             # a hook of the tap's own module counts before the tap is done: what is inside it, too, lies in front
             pairs = [(module, end(name)) for name, module in modules.items() if name != tap]
@@ -87,6 +97,16 @@ class Calls:
                 handle.remove()
 
     def state_of(self, network: nn.Module, *, before: bool) -> list[str]:
-        """The names in the network's `state_dict` of what belongs to the modules on one side of the tap."""
+        """The names in the network's `state_dict` of what belongs to the modules on one side of the tap.
+
+        What a module uses of a child that it does not call (timm's relative position biases) is its own.
+        """
         modules = self.began_before if before else self.ended_behind
-        return [name for name in network.state_dict() if name.rpartition(".")[0] in modules]
+        return [name for name in network.state_dict() if self._caller(name) in modules]
+
+    def _caller(self, name: str) -> str:
+        """The innermost module around a tensor that was called."""
+        owner = name.rpartition(".")[0]
+        while owner not in self._called:
+            owner = owner.rpartition(".")[0]
+        return owner

@@ -16,7 +16,7 @@ from distill.evaluation import TEACHER, firing_rates, top1
 from distill.hybrid_network import KIND, Hybrid, load_hybrid
 from distill.report import rate_warnings, versions
 from distill.session import start
-from distill.teachers import build_teacher, has_weights
+from distill.teachers import build_teacher, check_classes, has_weights
 from models import SpikingNetwork, load_snn
 from models.io import CONFIG, replace_text
 
@@ -42,11 +42,12 @@ def run(config: EvaluationConfig) -> dict[str, Any]:
     accelerator = start(settings, False, "run: {}").accelerator
     data = load_data(config.data, preprocessing, settings.seed)
     _check_classes(network, data, config.model)
-    loader = accelerator.prepare(eval_loader(data.eval, config.batch_size, workers=config.data.workers))
-    network = network.to(accelerator.device).to(memory_format=torch.channels_last)
     teacher = None
     if has_weights(config.teacher):
         teacher = build_teacher(config.teacher, len(data.classes)).to(accelerator.device).eval()
+        check_classes(config.teacher, teacher, len(data.classes))
+    loader = accelerator.prepare(eval_loader(data.eval, config.batch_size, workers=config.data.workers))
+    network = network.to(accelerator.device).to(memory_format=torch.channels_last)
     own = network.timesteps
     rows = {}
     for steps in sorted({own, *config.timesteps}):

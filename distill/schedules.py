@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from distill.backward import Backward, Losses
 from distill.checks import check
 from distill.hybrid import HybridDistiller
-from distill.parts import trained_until
+from distill.parts import Calls, trained_until
 from distill.schedule_config import ScheduleConfig
+from models.network import probing
 
 STUDENT = "student"
 """The name of the stage in which the student runs to its end."""
@@ -32,7 +33,8 @@ class Stage:
         student: whether the student runs to its end.
         draw: whether each step trains one of the hybrids, drawn anew, instead of all.
         epochs: of this stage.
-        lr_window: epochs in front of this stage and of all stages together, where they share one cosine; else None.
+        epochs_before: of the stages in front.
+        lr_epochs: epochs of all stages together, where they share one learning rate curve; else None.
     """
 
     name: str
@@ -40,7 +42,8 @@ class Stage:
     student: bool
     draw: bool
     epochs: int
-    lr_window: tuple[int, int] | None
+    epochs_before: int = 0
+    lr_epochs: int | None = None
 
 
 def stages_of(config: ScheduleConfig, taps: Sequence[str], epochs: int) -> list[Stage]:
@@ -58,7 +61,7 @@ def stages_of(config: ScheduleConfig, taps: Sequence[str], epochs: int) -> list[
         if config.epochs is not None:
             check(len(config.epochs) == 1, "schedule.epochs", config.epochs, "one number: there are no taps")
             epochs = config.epochs[0]
-        return [Stage(name=STUDENT, taps=tuple(taps), student=True, draw=draw, epochs=epochs, lr_window=None)]
+        return [Stage(name=STUDENT, taps=tuple(taps), student=True, draw=draw, epochs=epochs)]
     count = len(taps) + 1
     lengths = config.epochs
     if lengths is None:
@@ -74,7 +77,8 @@ def stages_of(config: ScheduleConfig, taps: Sequence[str], epochs: int) -> list[
             student=number == len(taps),
             draw=False,
             epochs=lengths[number],
-            lr_window=None if config.restart_lr else (sum(lengths[:number]), sum(lengths)),
+            epochs_before=sum(lengths[:number]),
+            lr_epochs=None if config.restart_lr else sum(lengths),
         )
         for number, name in enumerate(names)
     ]
@@ -99,11 +103,14 @@ def prepare_stage(distiller: HybridDistiller, stage: Stage, images: Tensor, free
             parameters[name].requires_grad_(True)
     done = names[: names.index(stage.taps[0])] if not stage.student else names
     if freeze and done:
-        fixed = trained_until(student, distiller.student_taps[done[-1]], images)
-        for name in fixed:
+        tap = distiller.student_taps[done[-1]]
+        for name in trained_until(student, tap, images):
             parameters[name].requires_grad_(False)
-        owners = {name.rpartition(".")[0] for name in fixed}
-        distiller.freeze(module for name, module in student.named_modules() if name in owners)
+        with probing(student, timesteps=1):
+            ran = Calls(student, tap, lambda: student(images[:1])).began_before
+        parts = tap.split(".")
+        around = {".".join(parts[:end]) for end in range(len(parts))}  # what holds the tap goes on behind it
+        distiller.freeze(module for name, module in student.named_modules() if name in ran and name not in around)
 
 
 def end_stages(distiller: HybridDistiller) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import time
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ from distill.results import student_results, write_results
 from distill.runs import stages_begun
 from distill.session import Session
 from distill.snn_losses import SnnLossConfig, snn_losses
-from distill.students import make_student, probe_images
+from distill.students import calibration_batches, make_student, probe_images
 from distill.teachers import build_teacher, teacher_preprocessing
 from models import ONLINE, SpikingNetwork, check_saveable
 from models.network import probing
@@ -44,6 +45,8 @@ def run(config: SnnTrainingConfig, session: Session, resume: bool) -> dict[str, 
     images = probe_images(data, accelerator.device)
     goes_on = resume and "student" in stages_begun(config.run)  # then its weights count, not those of another run
     make = functools.partial(_make, config, len(data.classes), images, preprocessing, None if goes_on else config.init)
+    count = config.init.calibration_images
+    batches = None if goes_on else calibration_batches(data, count, seed, accelerator.device)
     _check(config, make(), data, images)
     earlier = sum(line["seconds"] for line in session.folder.metrics()) if resume else 0.0
     set_seed(seed)  # from here on the same, whatever was looked at before
@@ -51,7 +54,7 @@ def run(config: SnnTrainingConfig, session: Session, resume: bool) -> dict[str, 
     result = fit(
         stage="student",
         accelerator=accelerator,
-        model=make().train(),
+        model=make(batches).train(),
         backward=backward_of(config.loss, config.student.algorithm, config.student.timesteps),
         loader=train_loader(data.train, config.train.batch_size, seed=seed, workers=workers),
         evaluate=lambda model: top1(accelerator, loader, lambda images: {"student_top1": model(images)}),
@@ -83,11 +86,16 @@ def backward_of(loss: SnnLossConfig, algorithm: str, timesteps: int) -> Backward
 
 
 def _make(
-    config: SnnTrainingConfig, classes: int, images: Tensor, preprocessing: Preprocessing, init: InitConfig | None
+    config: SnnTrainingConfig,
+    classes: int,
+    images: Tensor,
+    preprocessing: Preprocessing,
+    init: InitConfig | None,
+    batches: Iterable[Tensor] | None = None,
 ) -> SpikingNetwork:
     twin = config.student.name == "twin"
     ann = build_teacher(config.ann, classes).to(images.device) if twin else None
-    return make_student(config.student, ann, classes, images, preprocessing, init)
+    return make_student(config.student, ann, classes, images, preprocessing, init, batches)
 
 
 def _check(config: SnnTrainingConfig, snn: SpikingNetwork, data: Splits, images: Tensor) -> None:

@@ -87,7 +87,8 @@ def run_tails(
 
 @torch.no_grad()
 def images_in_front(teacher: nn.Module, taps: Sequence[Tap], images: Tensor) -> int:
-    """How many blank images the teacher has to run on in front of injected rows: 0 or 1, tried on its own features.
+    """How many blank images the teacher has to run on in front of injected rows: 0 or 1, tried on its own features at
+    all taps together and at each alone, where the blocks between two taps see nothing else.
 
     Raises:
         ValueError: if with neither its own features give its own logits.
@@ -98,10 +99,14 @@ def images_in_front(teacher: nn.Module, taps: Sequence[Tap], images: Tensor) -> 
     for count in (0, 1):
         blank = images.new_zeros(count, *images.shape[1:])
         try:
-            found = run_tails(teacher, taps, maps, prefixes, blank)  # type: ignore[arg-type]  # maps were asked for
+            found = [
+                run_tails(teacher, some, maps, prefixes, blank)  # type: ignore[arg-type]  # maps were asked for
+                for some in (taps, *[[tap] for tap in taps])
+            ]
         except (RuntimeError, IndexError, ZeroDivisionError, ValueError, AssertionError):
             continue
-        if all(torch.isfinite(v).all() and (v - expected).abs().max() <= rounding(expected) for v in found.values()):
+        logits = [values for pass_ in found for values in pass_.values()]
+        if all(v.isfinite().all() and (v - expected).abs().max() <= rounding(expected) for v in logits):
             return count
     names = [tap.name for tap in taps]
     raise ValueError(f"{type(teacher).__name__} does not reproduce its logits from its features at {names}")

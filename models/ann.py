@@ -74,9 +74,16 @@ def timm_spec(ann: nn.Module) -> dict[str, Any]:
         raise ValueError(f"{type(ann).__name__} was not made by timm: how to rebuild it is not known")
     remembered: dict[str, Any] = getattr(ann, "_model_args", None) or {}  # type: ignore[assignment]
     kwargs = {k: v for k, v in remembered.items() if k not in ("num_classes", "in_chans")}
-    convolution = next((m for m in ann.modules() if isinstance(m, nn.Conv2d)), None)
-    in_chans = remembered.get("in_chans", convolution.in_channels if convolution else 3)
-    return {"name": name, "num_classes": ann.num_classes, "in_chans": in_chans, "kwargs": kwargs}
+    return {"name": name, "num_classes": ann.num_classes, "in_chans": image_channels(ann), "kwargs": kwargs}
+
+
+def image_channels(ann: nn.Module) -> int:
+    """Channels of a network's images: as timm remembers, else those of its first convolution."""
+    size = (getattr(ann, "pretrained_cfg", None) or {}).get("input_size") or (3, 0, 0)
+    remembered: dict[str, Any] | None = getattr(ann, "_model_args", None)  # type: ignore[assignment]
+    if remembered is not None:  # the first convolution may stand behind a space-to-depth
+        return remembered.get("in_chans", size[0])
+    return next((m.in_channels for m in ann.modules() if isinstance(m, nn.Conv2d)), size[0])
 
 
 def _use_cifar_stem(ann: nn.Module, name: str) -> None:

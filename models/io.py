@@ -60,16 +60,27 @@ def check_saveable(snn: SpikingNetwork) -> dict[str, Any]:
         raise ValueError(
             f"the arguments of this network cannot be written to a file: {spec.get('ann')} ({error})"
         ) from error
+    check_rebuilt(snn, lambda: build_snn(spec), spec.get("ann"))
+    return spec
+
+
+def check_rebuilt(network: nn.Module, build: Callable[[], nn.Module], source: Any) -> None:
+    """
+    Args:
+        build: makes the network again.
+        source: what from, for the message.
+
+    Raises:
+        ValueError: if what `build` makes has other modules or tensors than the network.
+    """
     with torch.random.fork_rng(devices=[]):  # building draws weights: the caller's stream of numbers stays as it is
-        rebuilt = build_snn(spec)
-    own, other = _anatomy(snn), _anatomy(rebuilt)
+        own, other = _anatomy(network), _anatomy(build())
     wrong = sorted(own.keys() ^ other.keys()) or [name for name in own if own[name] != other[name]]
     if wrong:
         raise ValueError(
-            f"this network was changed by hand and could not be rebuilt from {spec.get('ann')}: {wrong[:3]} differ. "
+            f"this network was changed by hand and could not be rebuilt from {source}: {wrong[:3]} differ. "
             "Make the analogue network with models.create_ann, which remembers its arguments"
         )
-    return spec
 
 
 def load_snn(folder: str | os.PathLike[str]) -> SpikingNetwork:

@@ -1,4 +1,4 @@
-"""What running a network's own code on a spike train takes besides: stopping it, repeating it, naming where it failed."""
+"""What running a network on a spike train takes besides: stopping it, repeating it, naming where it failed."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ import timm.layers.activations_me as timm_activations_me
 import torch
 from torch import Tensor, nn
 
-from models.ann import create_ann
+from models.ann import create_ann, image_channels
 from models.dynamics import NeuronConfig
 from models.encoding import PoissonEncoder
 from models.network import SpikingNetwork, as_spiking, check_timesteps, probing
@@ -132,7 +132,7 @@ def _check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
 
 def _input_size(ann: nn.Module) -> tuple[int, int, int]:
     """What the network says of its images: enough for the probe, whose size matters to few networks."""
-    in_chans = next((m.in_channels for m in ann.modules() if isinstance(m, nn.Conv2d)), 3)
+    in_chans = image_channels(ann)
     size = (getattr(ann, "pretrained_cfg", None) or {}).get("input_size") or (in_chans, 64, 64)
     return (in_chans, size[1], size[2])
 

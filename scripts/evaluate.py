@@ -1,4 +1,4 @@
-"""Evaluates a student or a hybrid that a run has left: accelerate launch scripts/evaluate.py --model runs/NAME/student"""
+"""Evaluates what a run has left: accelerate launch scripts/evaluate.py --model runs/NAME/student (or hybrids/TAP)"""
 
 import sys
 from pathlib import Path

@@ -131,6 +131,30 @@ def test_adapters_end_in_the_activation_that_the_feature_has_passed(family):
         assert (output.min() >= 0) == (family in RECTIFIED) and output.max() > 0
 
 
+def test_a_students_module_that_fires_twice_is_no_cut():
+    class Shared(Toy):
+        def forward(self, x):
+            return self.tail(self.act1(self.second(self.act1(self.first(x)))))
+
+    student = spiking_twin(Shared(), 2, input_size=(3, 32, 32))
+    with pytest.raises(ValueError, match="tap 'act1': the student's module 'act1' fires more than once"):
+        HybridDistiller(Toy(), student, ["act1"], {"act1": "act1"}, images=images_of())
+
+
+def test_what_the_user_says_of_a_students_tap_need_not_be_found():
+    class Renamed(Toy):
+        def __init__(self):
+            super().__init__()
+            self.other, self.act2 = self.act2, nn.Identity()
+
+        def forward(self, x):
+            return self.tail(self.other(self.second(self.act1(self.first(x)))))
+
+    student = spiking_twin(Renamed(), 2, input_size=(3, 32, 32))
+    distiller = HybridDistiller(Toy(), student, ["act1", "act2"], {"act2": "other"}, images=images_of())
+    assert distiller.student_taps == {"act1": "act1", "act2": "other"}
+
+
 def test_an_adapter_is_a_convolution_a_norm_and_the_activation():
     distiller = distiller_of("resnet18").eval()
     adapter = distiller.adapters[0]

@@ -6,8 +6,9 @@ import pytest
 import timm
 import torch
 from safetensors.torch import load_file, save_file
-from toy_teachers import FAMILIES, images_of, student_of, student_taps_of, teacher_of
+from timm_families import TEACHERS
 from torch import nn
+from toy_teachers import FAMILIES, images_of, student_of, student_taps_of, teacher_of
 
 from distill import HybridDistiller, load_hybrid, save_hybrid
 from distill.hybrid_network import _activation, _activation_spec
@@ -105,6 +106,47 @@ def test_a_hybrid_runs_at_other_sizes_and_time_steps():
         assert distiller.student.timesteps == 5 and not torch.equal(hybrid(images), two)
 
 
+@pytest.mark.parametrize("family", ["SwinV2", pytest.param("CoAtNet", marks=pytest.mark.slow)])
+def test_weights_of_modules_that_are_not_called_are_saved_too(family, tmp_path):
+    # timm's SwinV2 multiplies by `qkv.weight` itself, CoAtNet reads a table of position biases
+    entry = TEACHERS[family]
+    teacher, images = entry.build().double(), entry.images().double()
+    student = create_snn("resnet18_cifar", 7, 2, width=8).double()
+    distiller = HybridDistiller(teacher, student, images=images)
+    distiller.train()(images)
+    distiller.eval()
+    for tap in (distiller.taps[0].name, distiller.taps[-1].name):
+        save_hybrid(distiller.hybrid(tap), tmp_path / tap, images.shape[1:])
+        with torch.no_grad():
+            expected = distiller(images, active=[tap]).hybrid_logits[tap]
+            torch.testing.assert_close(load_hybrid(tmp_path / tap)(images), expected, rtol=0, atol=1e-12)
+
+
+def test_making_a_hybrid_changes_no_mode():
+    distiller = distiller_of("resnet18").train()
+    distiller.freeze([distiller.student.bn1])
+    modes = [module.training for module in distiller.modules()]
+    hybrid = distiller.hybrid("layer1")
+    assert [module.training for module in distiller.modules()] == modes and hybrid.training
+    hybrid.eval()
+    with pytest.raises(ValueError, match=r"its student in evaluation mode: call distiller.train\(\)"):
+        distiller(images_of(torch.float64))
+
+
+@pytest.mark.parametrize("change", ["activation", "convolution"])
+def test_a_teacher_that_was_changed_by_hand_is_not_saved(change, tmp_path):
+    teacher = create_ann("resnet18", 7, kwargs={"channels": [8, 8, 8, 8]})
+    if change == "activation":
+        teacher.layer4[0].act1 = nn.SiLU()
+    else:
+        teacher.layer4[0].conv1 = nn.Conv2d(8, 8, 1, 2, bias=False)
+    student = create_snn("resnet18_cifar", 7, 2, width=8)
+    distiller = HybridDistiller(teacher, student, ["layer1"], images=images_of())
+    with pytest.raises(ValueError, match=r"changed by hand and could not be rebuilt from .*layer4\.0\.(act1|conv1)"):
+        save_hybrid(distiller.hybrid("layer1"), tmp_path, (3, 32, 32))
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_hybrid_in_training_mode_leaves_the_teacher_in_evaluation_mode():
     hybrid = distiller_of("resnet18").hybrid("layer1").train()
     assert hybrid.student.training and hybrid.adapter.training and not hybrid.teacher.training
@@ -169,6 +211,6 @@ def test_every_activation_that_an_adapter_may_end_in_is_rebuilt_from_its_name(ac
 
 
 def test_an_activation_from_a_file_is_one_of_those_that_are_known():
-    with pytest.raises(ValueError, match="activation must be one of .*, found 'torch.Linear'"):
+    with pytest.raises(ValueError, match=r"activation must be one of .*, found 'torch\.Linear'"):
         _activation({"type": "torch.Linear", "arguments": {}})
     assert _activation(None) is None

@@ -1,5 +1,6 @@
 """The loop counts optimizer steps; what it does to a linear network is worked out by hand."""
 
+import dataclasses
 import itertools
 import math
 
@@ -14,6 +15,7 @@ from toy_runs import forget_accelerate, metrics_of, timeless
 
 from distill import TrainConfig
 from distill.backward import once
+from distill.data.loaders import EpochSampler
 from distill.loop import NonFiniteLossError, fit, make_optimizer, unwrap, warmup_cosine
 from distill.runs import Checkpoints, RunFolder
 
@@ -292,3 +294,38 @@ def test_unwrapping_leaves_nothing_of_autocast_on_the_network():
     assert "forward" in vars(wrapped)
     found = unwrap(accelerator, wrapped)
     assert found is network and "forward" not in vars(found) and found(torch.ones(1, 4)).dtype == torch.float32
+
+
+def test_a_training_goes_on_with_the_data_where_the_one_before_ended(tmp_path):
+    config = config_of(epochs=1, accumulate=2)
+    seen = {}
+
+    class Indices(torch.utils.data.Dataset):
+        def __len__(self):
+            return 8
+
+        def __getitem__(self, key):  # EpochSampler's
+            return torch.tensor(key, dtype=torch.float64), 0
+
+    def run(name, **options):
+        forget_accelerate()
+        accelerator = Accelerator(cpu=True, step_scheduler_with_optimizer=False)
+        rows = seen.setdefault(name, [])
+
+        def backward(accelerator, model, images, labels, step):
+            rows.append((step, images.tolist()))
+            loss = model(images).square().mean()
+            accelerator.backward(loss)
+            return {"total": loss.detach()}
+
+        loader = DataLoader(Indices(), 2, sampler=EpochSampler(8, 3))
+        folder = RunFolder(tmp_path / name)
+        folder.path.mkdir()
+        fit(stage="student", accelerator=accelerator, model=nn.Linear(2, 1).double(), backward=backward, loader=loader,
+            evaluate=lambda model: {}, folder=folder, resume=False, **options)  # fmt: skip
+
+    run("whole", config=dataclasses.replace(config, epochs=3))
+    run("behind", config=config, epochs_before=2)
+    assert len(seen["behind"]) == 4 and seen["behind"] == seen["whole"][8:] != seen["whole"][:4]
+    assert [step for step, _ in seen["behind"]] == [4, 4, 5, 5]  # two passes a step, two steps an epoch
+    assert {epoch for _, keys in seen["behind"] for epoch, _ in keys} == {2.0}

@@ -4,8 +4,8 @@ import copy
 
 import pytest
 import torch
-from toy_teachers import Toy, images_of, student_of, teacher_of
 from torch import nn
+from toy_teachers import Toy, images_of, student_of, teacher_of
 
 from distill.parts import Calls, trained_until
 from models import spiking_twin
@@ -55,14 +55,43 @@ def test_calls_are_told_apart_by_the_end_of_the_tap():
     assert calls.began_before == {"", "a", "outer", "outer.0", "outer.1", "outer.1.0"}
     assert calls.ended_behind == {"", "outer", "outer.2", "d"}
     before, behind = calls.state_of(network, before=True), calls.state_of(network, before=False)
-    assert {name.rpartition(".")[0] for name in before} == {"a", "outer", "outer.0", "outer.1.0"}
-    assert {name.rpartition(".")[0] for name in behind} == {"outer", "outer.2", "d"}
+    assert {name.rpartition(".")[0] for name in before} == {"a", "outer", "outer.0", "outer.1.0", "unused"}
+    assert {name.rpartition(".")[0] for name in behind} == {"outer", "outer.2", "d", "unused"}  # it may be anybody's
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in network.modules())
 
 
-def test_a_student_that_is_stopped_at_the_tap_counts_what_began():
+class Borrowing(Nested):
+    """`outer.2`'s weight is used without a call, by the network behind the tap; that of `outer.0.inner` in front."""
+
+    def __init__(self):
+        super().__init__()
+        self.outer[0] = Lender()
+
+    def forward(self, x):
+        x = self.outer[1](self.outer[0](self.a(x)))
+        return self.d(nn.functional.linear(x, self.outer[2].weight))
+
+
+class Lender(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Linear(2, 2)
+
+    def forward(self, x):
+        return nn.functional.linear(x, self.inner.weight)
+
+
+def test_a_weight_that_is_used_without_a_call_belongs_to_the_module_around_it():
+    network = Borrowing()
+    calls = Calls(network, "outer.1", lambda: network(torch.zeros(1, 2)))
+    before, behind = calls.state_of(network, before=True), calls.state_of(network, before=False)
+    assert "outer.0.inner.weight" in before and "outer.0.inner.weight" not in behind
+    assert "outer.2.weight" in behind
+
+
+def test_the_students_part_is_what_began_before_the_end_of_the_tap():
     snn, images = student_of(teacher_of("resnet18", torch.float64)), images_of(torch.float64)
     with probing(snn, timesteps=1):
-        calls = Calls(snn, "layer2", lambda: snn(images, until="layer2"))
+        calls = Calls(snn, "layer2", lambda: snn(images))
     layers = {name.partition(".")[0] for name in calls.state_of(snn, before=True)}
     assert layers == {"conv1", "bn1", "layer1", "layer2"}

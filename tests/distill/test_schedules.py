@@ -14,7 +14,7 @@ from distill.runs import RunFolder
 from distill.schedule_config import ScheduleConfig
 from distill.schedules import Stage, drawn_tap, end_stages, hybrid_backward, prepare_stage, stages_of
 from distill.taps import hooks
-from models import spiking_twin
+from models import NeuronConfig, spiking_twin
 
 TAPS = ["layer1", "layer2", "layer3"]
 LABELS = torch.tensor([1, 4, 2])
@@ -53,7 +53,7 @@ def train(distiller, stage, freeze=False, steps=2):
 
 
 def test_joint_and_stochastic_have_one_stage_with_all_taps():
-    whole = dict(name="student", taps=tuple(TAPS), student=True, epochs=8, lr_window=None)
+    whole = dict(name="student", taps=tuple(TAPS), student=True, epochs=8)
     assert stages() == [Stage(**whole, draw=False)]
     assert stages(name="stochastic") == [Stage(**whole, draw=True)]
     assert stages_of(ScheduleConfig(name="stochastic"), [], 5) == [
@@ -68,10 +68,11 @@ def test_progressive_has_a_stage_for_each_tap_and_one_for_the_student():
     assert [stage.taps for stage in found] == [("layer1",), ("layer2",), ("layer3",), ()]
     assert [stage.student for stage in found] == [False, False, False, True]
     assert [stage.epochs for stage in found] == [2, 2, 2, 4]  # 10 = 3 * 2 + 4
-    assert [stage.lr_window for stage in found] == [None] * 4
+    assert [stage.lr_epochs for stage in found] == [None] * 4
+    assert [stage.epochs_before for stage in found] == [0, 2, 4, 6]
     found = stages(name="progressive", epochs=[1, 2, 3, 4], restart_lr=False)
     assert [stage.epochs for stage in found] == [1, 2, 3, 4]
-    assert [stage.lr_window for stage in found] == [(0, 10), (1, 10), (3, 10), (6, 10)]
+    assert [stage.lr_epochs for stage in found] == [10] * 4 and [stage.epochs_before for stage in found] == [0, 1, 3, 6]
 
 
 @pytest.mark.parametrize(
@@ -135,6 +136,24 @@ def test_freezing_leaves_the_blocks_of_earlier_stages_with_their_statistics_as_t
     end_stages(distiller)
     assert all(parameter.requires_grad for parameter in distiller.parameters())
     assert all(module.training for module in distiller.modules())
+
+
+def test_freezing_holds_norms_without_parameters_and_dropout_too():
+    class Block(torch.nn.Sequential):
+        def __init__(self):
+            super().__init__(torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8, affine=False), torch.nn.ReLU())
+
+    network = torch.nn.Sequential(Block(), torch.nn.Dropout(0.5), torch.nn.Conv2d(8, 8, 3), torch.nn.ReLU())
+    network.extend([torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(8, 7)])
+    network.double()
+    student = spiking_twin(network, 2, NeuronConfig(threshold=0.1), input_size=(3, 32, 32))  # low: both layers fire
+    images = images_of(torch.float64, 3)
+    distiller = HybridDistiller(network, student, ["1", "3"], images=images).train()
+    second = stages_of(ScheduleConfig(name="progressive", freeze=True), ["1", "3"], 3)[1]
+    moved, _ = train(distiller, second, freeze=True)
+    assert {name for name in moved if name.startswith("student")} == {"student.2.weight", "student.2.bias"}
+    modes = {name: module.training for name, module in student.named_modules()}
+    assert not modes["0"] and not modes["0.1"] and not modes["1"] and modes["2"] and modes[""]
 
 
 def test_stochastic_moves_the_student_and_the_drawn_adapter_alone():

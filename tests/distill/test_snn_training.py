@@ -205,3 +205,26 @@ def test_the_dsr_neurons_of_the_configuration_are_those_of_the_network(tmp_path)
     config = config_of(tmp_path / "r", student=dict(algorithm="dsr", dsr=models.DSRConfig(threshold=3.0)), train=SHORT)
     train(dataclasses.replace(config, eval_timesteps=[]))
     assert models.load_snn(tmp_path / "r" / "student").conv0[2].config.threshold == 3.0
+
+
+def test_a_twin_is_calibrated_where_it_comes_with_weights(tmp_path, monkeypatch):
+    from distill import students
+
+    torch.manual_seed(0)
+    ann = models.create_ann("resnet18", 10, 1, True, kwargs={"channels": [8, 8, 8, 8]})
+    models.io.save_weights(ann, tmp_path / "ann.safetensors")
+    calls = []
+    calibrate = students.calibrate
+
+    def counting(ann, snn, batches, percentile):
+        batches = list(batches)
+        calls.append((sum(map(len, batches)), percentile))
+        return calibrate(ann, snn, batches, percentile)
+
+    monkeypatch.setattr(students, "calibrate", counting)
+    twin = dict(name="twin", init="calibrated", width=None)
+    weights = dict(kwargs={"channels": [8, 8, 8, 8]}, cifar_stem=True, weights=str(tmp_path / "ann.safetensors"))
+    train(config_of(tmp_path / "r", student=twin, ann=weights))
+    assert calls == [(64, None)]  # all of its images, once
+    with pytest.raises(ValueError, match=r"student\.init must be teacher or scratch without ann\.weights"):
+        config_of(tmp_path / "q", student=twin)

@@ -89,8 +89,10 @@ def test_a_family_serves_as_a_teacher(family):
     assert all(parameter.grad is None for parameter in teacher.parameters())
 
     distiller.adapters = nn.ModuleList(Own(maps[name]) for name in names)
-    for logits in distiller(images).hybrid_logits.values():
-        torch.testing.assert_close(logits, own, rtol=0, atol=rounding(own))
+    alone = [distiller(images, active=[name]) for name in names]  # the blocks between taps then see the blank alone
+    for out in (distiller(images), *alone):
+        for logits in out.hybrid_logits.values():
+            torch.testing.assert_close(logits, own, rtol=0, atol=rounding(own))
 
 
 @pytest.mark.parametrize("family", families(REFUSED, QUICK_REFUSED))
