@@ -12,6 +12,7 @@ from accelerate.utils import set_seed
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from distill.adapter_start import start_adapters
 from distill.config import DistillConfig, TrainConfig
 from distill.data import Preprocessing, Splits, eval_loader, load_data, train_loader
 from distill.evaluation import by_name, top1
@@ -127,6 +128,8 @@ class _Training:
             if len(stages) > 1:
                 log.info("stage %d of %d: %s, %d epochs", number + 1, len(stages), stage.name, stage.epochs)
             prepare_stage(distiller, stage, self.images, config.schedule.freeze)
+            if config.init.adapters == "regression" and stage.taps and stage.name not in begun:
+                self._start_adapters(distiller, stage)
             self._fit(distiller, stage, resume)
             if number > 0 and accelerator.is_main_process:
                 Checkpoints(session.folder, stages[number - 1].name).drop()
@@ -134,6 +137,13 @@ class _Training:
             accelerator.free_memory()
         end_stages(distiller)
         return self._summary(distiller, stages)
+
+    def _start_adapters(self, distiller: HybridDistiller, stage: Stage) -> None:
+        config, device = self.config, self.session.accelerator.device
+        batches = calibration_batches(self.data, config.init.calibration_images, config.run.seed, device)
+        explained = start_adapters(distiller, stage.taps, batches)
+        shares = ", ".join(f"{tap} {100 * share:.0f} %" for tap, share in explained.items())
+        log.info("adapters start at the share of the features' variance that is linear in the rates: %s", shares)
 
     def _fit(self, distiller: HybridDistiller, stage: Stage, resume: bool) -> None:
         config, session, seed = self.config, self.session, self.config.run.seed

@@ -81,7 +81,8 @@ class HybridDistiller(nn.Module):
         self.blanks = images_in_front(teacher, self.taps, images) if names else 0
         """Blank images that the teacher runs on in front of what is injected at its taps."""
         self._frozen: tuple[nn.Module, ...] = ()
-        self.train(student.training)
+        self.training = student.training
+        self.adapters.train(student.training)
 
     @property
     def teacher(self) -> nn.Module:
@@ -165,6 +166,10 @@ class HybridDistiller(nn.Module):
         with hooks([(self.student.get_submodule(self.student_taps[name]), _keep(rates, name)) for name in names]):
             logits = self.student(images)
         return rates, logits
+
+    def rates(self, images: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
+        """The rate of the student's module at each of these taps, (B, c, h, w), for images (B, C, H, W)."""
+        return self._run_student(images, names, True)[0]
 
     def _student_taps(self, given: dict[str, str], images: Tensor) -> dict[str, str]:
         names = [tap.name for tap in self.taps]

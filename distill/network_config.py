@@ -101,10 +101,13 @@ class InitConfig:
     from_run: str | None = None
     """Folder of a finished run, whose student's weights are the start, also at another T or with another gradient."""
     calibration_images: int = 128
-    """Training images on which student.init=calibrated looks at the analogue activations, at least 1."""
+    """Training images on which the network is calibrated and adapters start, at least 1."""
     percentile: float | None = None
     """calibrated: the percentile of a layer's activations that a neuron firing in each step stands for, in (0, 100];
     None: for each layer the one with which its rates represent the activations best."""
+    adapters: Literal["random", "regression"] = "random"
+    """random: adapters start from random weights; regression: from the linear regression of the teacher's features on
+    the student's rates, on `calibration_images` images (of a progressive stage: when it begins)."""
 
     def __post_init__(self) -> None:
         check(self.calibration_images >= 1, "calibration_images", self.calibration_images, "at least 1")

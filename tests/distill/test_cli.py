@@ -50,7 +50,7 @@ OVERRIDES = {
         student_ce=0.5, student_kd=0.25, hybrid_ce=2.0, hybrid_kd=3.0, hybrid_feature=0.75, feature="cosine",
         tap_weights={"layer1": 0.5, "stages.0": 2.0}, temperature=4.0, label_smoothing=0.125,
     ),
-    "init": dict(from_run="runs/other", calibration_images=5, percentile=99.5),
+    "init": dict(from_run="runs/other", calibration_images=5, percentile=99.5, adapters="regression"),
     "schedule": dict(name="progressive", epochs=[1, 2], restart_lr=False, freeze=True),
     "train": SMOOTHED_BY_LOSS,
 }  # fmt: skip
