@@ -84,7 +84,7 @@ def test_no_images_are_an_error():
         start_adapters(distiller_of(), ["layer1"], [])
 
 
-@pytest.mark.parametrize("schedule", ["joint", "progressive"])
+@pytest.mark.parametrize("schedule", ["joint", pytest.param("progressive", marks=pytest.mark.slow)])
 def test_a_run_starts_its_adapters_there_and_goes_on_without(tmp_path, schedule, monkeypatch):
     from distill import distillation
 

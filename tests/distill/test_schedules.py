@@ -236,7 +236,13 @@ def test_a_progressive_run_has_one_learning_rate_curve_where_it_does_not_restart
 
 
 @pytest.mark.parametrize(
-    ("stage", "epoch"), [("stage1_layer1", 1), ("stage2_layer2", 1), ("stage2_layer2", 2), ("student", 1)]
+    ("stage", "epoch"),
+    [
+        pytest.param("stage1_layer1", 1, marks=pytest.mark.slow),
+        ("stage2_layer2", 1),
+        pytest.param("stage2_layer2", 2, marks=pytest.mark.slow),
+        ("student", 1),
+    ],
 )
 def test_a_progressive_run_goes_on_in_the_stage_in_which_it_was_interrupted(
     progressive, tmp_path, monkeypatch, stage, epoch
