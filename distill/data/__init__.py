@@ -2,6 +2,17 @@
 
 from distill.data.config import DataConfig, Preprocessing
 from distill.data.datasets import ImageSet, Splits, load_data
-from distill.data.loaders import eval_loader, train_loader
+from distill.data.loaders import eval_loader, prepare_loader, sample_indices, skip_batches, train_loader
 
-__all__ = ["DataConfig", "ImageSet", "Preprocessing", "Splits", "eval_loader", "load_data", "train_loader"]
+__all__ = [
+    "DataConfig",
+    "ImageSet",
+    "Preprocessing",
+    "Splits",
+    "eval_loader",
+    "load_data",
+    "prepare_loader",
+    "sample_indices",
+    "skip_batches",
+    "train_loader",
+]

@@ -4,16 +4,17 @@ The sampler yields (epoch, index) pairs, so the epoch reaches a worker with each
 be left behind. Accelerate keeps this sampler (it replaces only torch's RandomSampler) and calls `set_epoch` on it
 before each pass. Without Accelerate call `loader.sampler.set_epoch(epoch)`: nothing advances by itself.
 
-To resume within an epoch, first `loader.set_epoch(epoch)` on the prepared loader, then `skip_first_batches`: with
-several processes Accelerate's own call no longer reaches the sampler through the skipping one.
+To resume within an epoch, first `loader.set_epoch(epoch)`, then `skip_batches(loader, n)`: Accelerate's own skipping
+loader no longer reaches the sampler with several processes, and starts other workers.
 """
 
 import os
 from collections.abc import Iterator
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
@@ -29,18 +30,27 @@ class EpochSampler(Sampler[tuple[int, int]]):
     def __init__(self, length: int, seed: int):
         self._length, self._seed = length, check_seed(seed)
         self.epoch = 0
+        self._first = 0
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch of the next pass; passes repeat until another is chosen."""
         self.epoch = epoch
+
+    def start_at(self, first: int) -> None:
+        """Leave the first samples out of the next pass; those after it are whole again."""
+        self._first = first
+
+    def order(self, epoch: int) -> np.ndarray:
+        """Indices of the images in the order of an epoch, int64 (length,)."""
+        return np.random.default_rng((self._seed, epoch)).permutation(self._length)
 
     def __len__(self) -> int:
         return self._length
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         epoch = self.epoch  # one epoch for the whole pass, even if the next is chosen before it ends
-        order = np.random.default_rng((self._seed, epoch)).permutation(self._length)
-        return ((epoch, index) for index in order.tolist())
+        first, self._first = self._first, 0
+        return ((epoch, index) for index in self.order(epoch)[first:].tolist())
 
 
 def train_loader(
@@ -67,6 +77,77 @@ def eval_loader(dataset: ImageSet, batch_size: int, *, workers: int | None = Non
     return _loader(dataset, batch_size, workers, sampler=None, drop_last=False)
 
 
+def prepare_loader(accelerator: Accelerator, loader: DataLoader) -> Any:
+    """The loader as Accelerate wants it: each process gets batches of its own, on its device.
+
+    Returns:
+        a loader with `len` (batches of one process) and `set_epoch`.
+    """
+    return accelerator.prepare(loader)
+
+
+class RemainingBatches:
+    """A pass over a training loader that starts after its first batches, whose images are not read.
+
+    Args:
+        loader: prepared or not.
+        skipped: batches of each process that are left out, 0 to len(loader).
+    """
+
+    def __init__(self, loader: Any, skipped: int):
+        if not 0 <= skipped <= len(loader):
+            raise ValueError(f"skipped is {skipped}; the {len(loader)} batches of a pass allow 0 to {len(loader)}")
+        self._loader, self._skipped = loader, skipped
+
+    def __len__(self) -> int:
+        return len(self._loader) - self._skipped
+
+    def __iter__(self) -> Iterator[Any]:
+        sampler, batch_size, processes = _plan(self._loader)
+        assert isinstance(sampler, EpochSampler), "only training loaders are resumed"
+        # A process takes every n-th batch, so a whole round of batches less leaves everyone's turn as it was.
+        sampler.start_at(self._skipped * batch_size * processes)
+        yield from self._loader
+
+
+def skip_batches(loader: Any, skipped: int) -> RemainingBatches:
+    """What is left of the loader's current epoch after its first `skipped` batches (of each process).
+
+    The batches are those of an uninterrupted pass. The loader is unchanged: its next pass, for which an epoch must be
+    set again, is whole.
+
+    Raises:
+        ValueError: for more batches than there are.
+    """
+    return RemainingBatches(loader, skipped)
+
+
+def sample_indices(loader: Any, epoch: int, batch: int, rank: int, processes: int) -> list[int]:
+    """Which images of the set make up one batch of one process, for error reports.
+
+    Args:
+        loader: a training or evaluation loader, prepared or not.
+        batch: counted from the start of the epoch, from 0 up, on each process.
+        rank: which process.
+        processes: how many there are.
+    """
+    sampler, batch_size, _ = _plan(loader)
+    first = (batch * processes + rank) * batch_size
+    if isinstance(sampler, EpochSampler):
+        return sampler.order(epoch)[first : first + batch_size].tolist()
+    count = len(loader.dataset)
+    if processes == 1:
+        return list(range(first, min(first + batch_size, count)))
+    return [index % count for index in range(first, first + batch_size)]  # Accelerate evens batches from the start
+
+
+def _plan(loader: Any) -> tuple[Any, int, int]:
+    """Sampler, images in a batch of a process, and processes that share a pass, of a loader prepared or not."""
+    shard = loader.batch_sampler
+    batches = getattr(shard, "batch_sampler", shard)  # Accelerate puts a sampler of shards around ours
+    return batches.sampler, batches.batch_size, getattr(shard, "num_processes", 1)
+
+
 def _loader(
     dataset: ImageSet, batch_size: int, workers: int | None, *, sampler: EpochSampler | None, drop_last: bool
 ) -> DataLoader[tuple[Tensor, Tensor]]:
@@ -79,6 +160,7 @@ def _loader(
         batch_size,
         sampler=sampler,
         drop_last=drop_last,
+        collate_fn=dataset.collate,
         num_workers=workers,
         persistent_workers=workers > 0,
         pin_memory=torch.cuda.is_available(),
