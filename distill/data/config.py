@@ -5,7 +5,9 @@ from typing import Literal
 
 from timm.data.auto_augment import augment_and_mix_transform, auto_augment_transform, rand_augment_transform
 
-NAMES = ("digits", "folder")
+from distill.data.event_config import EVENTS, check_event_fields
+
+NAMES = ("digits", "folder", *EVENTS)
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
 POLICIES = ("rand", "augmix", "original", "originalr", "v0", "v0r", "3a")
 
@@ -14,10 +16,12 @@ POLICIES = ("rand", "augmix", "original", "originalr", "v0", "v0r", "3a")
 class DataConfig:
     """Which images to train and evaluate on, and the augmentation of the training images."""
 
-    name: Literal["digits", "folder"] = "digits"
-    """digits: scikit-learn's 1,797 grey 8x8 digits, no download; folder: image folders or tar files below root."""
+    name: Literal["digits", "folder", "nmnist", "cifar10_dvs", "dvs128_gesture"] = "digits"
+    """digits: scikit-learn's 1,797 grey 8x8 digits, no download; folder: image folders or tar files below root; nmnist,
+    cifar10_dvs, dvs128_gesture: recordings of event cameras, as student.timesteps frames (docs/event_data.md)."""
     root: str | None = None
-    """Folder that holds the splits: train/ and val/ with one sub-folder a class, or train.tar and val.tar."""
+    """Folder that holds the splits: train/ and val/ with one sub-folder a class, or train.tar and val.tar; of event
+    data the folder of the recordings or of their archives, or one archive."""
     train_split: str = "train"
     """Name of the training sub-folder, or of its tar without the ending."""
     eval_split: str | None = None
@@ -41,12 +45,17 @@ class DataConfig:
     """Keep only so many held-out images, the first of every class in turn; None: all."""
     in_memory: bool | None = None
     """Decode once and keep the images in memory as uint8; None: when train and eval need at most about 1 GiB."""
+    cache: str | None = None
+    """Folder for the frames of event data; None: root itself, or the folder of the archive that root is."""
+    event_shift: int = 0
+    """Most pixels by which the training frames of a recording are shifted up, down and sideways, around the edges."""
     workers: int | None = None
     """Loader processes; None: 0 when the images are in memory, else the number of CPUs, at most 8."""
 
     def __post_init__(self) -> None:
         if self.name not in NAMES:
             raise ValueError(f"name is {self.name!r}; allowed: {', '.join(NAMES)}")
+        check_event_fields(self)
         if self.name == "folder" and not self.root:
             raise ValueError(f"root is {self.root!r}; name='folder' needs the path of a folder with the splits")
         if self.name == "digits":

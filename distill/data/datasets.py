@@ -1,7 +1,7 @@
 """The images of a run as map-style datasets: a training and a held-out set with the same classes."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 
 from distill.data.config import DataConfig, Preprocessing
 from distill.data.digits import CLASSES, load_digits, rank_in_class
+from distill.data.event_config import is_events
 from distill.data.files import DecodedOnRead, FileSplit, find_split, list_split, read_class_map
 from distill.data.seeds import SampleKey, check_seed
 from distill.data.transforms import EvalTransform, Transform, train_transform
@@ -32,15 +33,23 @@ class ImageSet(Dataset[tuple[Tensor, int]]):
         transform: its `finish` makes an item of a prepared image.
         seed: of the augmentation, from 0 up.
         in_memory: whether `images` are held in memory.
+        collate: makes a batch of items; None: torch's own, which stacks along a new first axis.
     """
 
     def __init__(
-        self, images: Sequence[Any] | Tensor, labels: np.ndarray, transform: Transform[Any], seed: int, in_memory: bool
+        self,
+        images: Sequence[Any] | Tensor,
+        labels: np.ndarray,
+        transform: Transform[Any],
+        seed: int,
+        in_memory: bool,
+        collate: Callable[[Sequence[tuple[Tensor, int]]], tuple[Tensor, Tensor]] | None = None,
     ):
         assert len(images) == len(labels)
         self._images, self._labels, self._transform = images, labels, transform
         self._seed = check_seed(seed)
         self.in_memory = in_memory
+        self.collate = collate
 
     @property
     def labels(self) -> np.ndarray:
@@ -68,14 +77,22 @@ class Splits:
     """Name of each class, in the order of the labels."""
 
 
-def load_data(config: DataConfig, preprocessing: Preprocessing, seed: int = 0) -> Splits:
+def load_data(
+    config: DataConfig, preprocessing: Preprocessing, seed: int = 0, timesteps: int | None = None
+) -> Splits:
     """Open the images that the config names, as the teacher expects them.
 
     Args:
         config: which images, and the augmentation of the training set.
         preprocessing: size and normalisation.
         seed: of the augmentation, from 0 up; which images are held out does not depend on it.
+        timesteps: T, of event data the frames of a recording, items (T, C, H, W) and batches (T, B, C, H, W); None: the
+            sum over all frames, an image, as an analogue network sees it. Images are the same for every T.
     """
+    if is_events(config):
+        from distill.data.events import load_events  # which is built on this file
+
+        return load_events(config, preprocessing, seed, timesteps)
     load = _load_digits if config.name == "digits" else _load_folder
     return load(config, preprocessing, train_transform(config, preprocessing), EvalTransform(preprocessing), seed)
 
