@@ -12,6 +12,7 @@ from models.neuron import SpikingNeuron
 from models.online import ONLINE
 from models.registry import create_snn, list_snns
 from models.spiketrain import SpikeTrain, UnsupportedOperationError
+from models.sync import synchronised_batch_norm
 from models.transfer import Transfer, copy_weights
 from models.twin import spiking_twin
 
@@ -42,4 +43,5 @@ __all__ = [
     "save_snn",
     "set_algorithm",
     "spiking_twin",
+    "synchronised_batch_norm",
 ]

@@ -6,14 +6,16 @@ y = (x - mu) invstd w + b with the statistics of the stream and x the mean over 
     db = sum g      dw = invstd sum g (x - mu)
     dx = w invstd (g - [sum g + (x - mu) invstd^2 sum g (x - mu)] / N)    the bracket only for statistics of this batch
 
-which is PyTorch's `native_batch_norm_backward` handed these statistics: that runs where nothing is compiled.
+which is PyTorch's `native_batch_norm_backward` handed these statistics: that runs where nothing is compiled. Where the
+statistics are those of several processes together (`models.sync`), the sums and N of the bracket are, too: one
+collective for a layer of neurons, however many norms it has. db and dw stay local, because DDP averages them.
 Shapes: B images, C channels.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -21,6 +23,10 @@ from torch import Tensor
 from models.compiling import compilable, is_compiling
 from models.kernels import dense, from_layout, in_memory_format_of, is_channels_last, layout
 from models.normalization import Norm
+from models.ranks import sums_over_ranks
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 Needs = tuple[bool, bool, bool]
 
@@ -46,7 +52,8 @@ def norms_backward(
     Returns:
         dL/drate, dL/dweight and dL/dbias of each addend, one after the other.
     """
-    if not is_compiling() or not any(norms):
+    group = _group(norms)
+    if not any(norms) or not (is_compiling() or group is not None):
         return _as_written(grad * kappa, norms, rates, weights, needs)
     like = dense(kappa)
     column = like.ndim > 2 and not is_channels_last(like)
@@ -60,17 +67,18 @@ def norms_backward(
     means = [norms[i].mean for i in present]  # type: ignore[union-attr]
     sums = _sums(g, k, xs, [shaped(mean) for mean in means])
     total, products = sums[0], sums[1:]
+    count: int | Tensor = g.numel() // total.numel()
+    total_of_all, products_of_all = total, products
+    if group is not None and any(needs[i][0] for i in present):
+        total_of_all, *products_of_all, count = sums_over_ranks([*sums, total.new_full((1,), count)], group)
     maps = []
     grads: list[Tensor | None] = [None] * (3 * len(norms))
-    for i, mean, product in zip(present, means, products, strict=True):
+    for i, mean, product, product_of_all in zip(present, means, products, products_of_all, strict=True):
         norm, weight = norms[i], weights[i]
         assert norm is not None
         scale = norm.invstd if weight is None else norm.invstd * weight.detach()
-        count = g.numel() // total.numel()
-        slope = scale * norm.invstd.square() * product / count
-        maps.append(
-            tuple(shaped(v) for v in (scale, mean, scale * total / count, slope)) if norm.of_batch else (shaped(scale),)
-        )
+        of_batch = (mean, scale * total_of_all / count, scale * norm.invstd.square() * product_of_all / count)
+        maps.append(tuple(shaped(v) for v in ((scale, *of_batch) if norm.of_batch else (scale,))))
         _, needs_weight, needs_bias = needs[i]
         if weight is not None and needs_weight:
             grads[3 * i + 1] = (norm.invstd * product).to(weight.dtype)
@@ -83,6 +91,13 @@ def norms_backward(
         if norm is None:
             grads[3 * i] = from_layout(outputs[-1][None], like)
     return grads
+
+
+def _group(norms: Sequence[Norm | None]) -> ProcessGroup | None:
+    """The processes whose batches the statistics come from, together; None for this process's own."""
+    groups = {norm.group for norm in norms if norm is not None and norm.of_batch}
+    assert len(groups) <= 1, "the norms of a layer run in one forward pass"
+    return groups.pop() if groups else None
 
 
 def _as_written(grad_current, norms, rates, weights, needs) -> list[Tensor | None]:

@@ -7,12 +7,15 @@ from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from models.kernels import moments_and_mean
 from models.linear_rate import ConvRate, LinearRate, WithValue
 from models.normalization import Norm, update_running
+from models.ranks import active_group, moments_over_ranks
 from models.rules.base import affine, affine_function, on_traces, rate_rule
 from models.spiketrain import SpikeTrain, UnsupportedOperationError
+from models.sync import batch_norm_over_ranks
 from models.tape import Moments
 from models.term import Term
 
@@ -84,31 +87,44 @@ def linear(x, weight, bias=None):
 def batch_norm(
     x, running_mean, running_var, weight=None, bias=None, training=False, momentum=0.1, eps=1e-5
 ) -> SpikeTrain:
-    """rate_m: the statistics of all steps together; rate_s: of each step; the affine map itself stays pending."""
+    """rate_m: the statistics of all steps together; rate_s: of each step; the affine map itself stays pending.
+
+    In `synchronised_batch_norm` they are those of all processes, and so are the sums of the backward pass.
+    """
     if x.streams_have_graph:
         return _batch_norm_with_graph(x, running_mean, running_var, weight, bias, training, momentum, eps)
     term, value = x.single(), None
+    group = active_group() if training else None
     if not training:
         dtype = torch.promote_types(x.dtype, torch.float32)
         mean, invstd = running_mean.to(dtype, copy=True), torch.rsqrt(running_var.to(dtype) + eps)
     elif x.kind == "replay":
         mean, invstd = x.tape.take().value(x.tape.timesteps)
     else:
-        if _count(x) == 1:
+        count: int | Tensor = _count(x)
+        if group is None and count == 1:
             raise ValueError(f"batch norm in training takes more than 1 value per channel, found {tuple(x.shape)}")
         mean, var, value = moments_and_mean(term.stream, term.steps)
+        if group is not None:
+            mean, var, count = moments_over_ranks(mean, var, _count(x), group)
         if x.kind == "step":
             x.tape.record(Moments).add(mean, var, eps)
         if running_mean is not None:
-            update_running(running_mean, running_var, mean, var, momentum, _count(x))
+            update_running(running_mean, running_var, mean, var, momentum, count)
         invstd = torch.rsqrt(var + eps)
-    norm = Norm(mean, invstd, weight, bias, of_batch=training)
+    norm = Norm(mean, invstd, weight, bias, of_batch=training, group=group)
     rate = term.rate_before_norm(value) if x.has_rate else None
     return x.of_terms(Term(term.stream, term.steps, norm=norm, _rate=rate))
 
 
 def _batch_norm_with_graph(x, running_mean, running_var, weight, bias, training, momentum, eps) -> SpikeTrain:
-    folded = x.folded
+    folded, group = x.folded, active_group()
+    if training and group is not None:
+        copies = x.timesteps // x.steps  # an input that is constant over time counts T times
+        stream = batch_norm_over_ranks(
+            folded, running_mean, running_var, weight, bias, momentum, eps, group=group, copies=copies
+        )
+        return x.derive(stream, x.steps)
     if not training or running_mean is None:
         return x.derive(F.batch_norm(folded, running_mean, running_var, weight, bias, training, 0.0, eps), x.steps)
     mean, var = torch.zeros_like(running_mean), torch.zeros_like(running_var)
