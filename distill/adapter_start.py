@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from distill.adapters import Adapter
+from distill.data.event_frames import summed
 from distill.hybrid import HybridDistiller
 from distill.tails import look
 from models.network import probing
@@ -48,7 +49,7 @@ def start_adapters(distiller: HybridDistiller, names: Sequence[str], batches: It
 
     Args:
         names: of the taps.
-        batches: images, each (B, C, H, W).
+        batches: images, each (B, C, H, W), or event frames.
 
     Returns:
         for each tap the share of the feature's variance that its adapter explains, at most 1.
@@ -63,7 +64,7 @@ def start_adapters(distiller: HybridDistiller, names: Sequence[str], batches: It
     moments = {tap.name: _Moments() for tap in taps}
     with probing(distiller.student, distiller.student.timesteps):
         for images in batches:
-            _, features = look(distiller.teacher, taps, images, maps=True)
+            _, features = look(distiller.teacher, taps, summed(images), maps=True)
             rates = distiller.rates(images, [tap.name for tap in taps])
             for name, moment in moments.items():
                 feature = features[name].map

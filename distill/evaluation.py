@@ -25,8 +25,9 @@ def top1(
 
     Args:
         loader: a prepared loader of (images, labels).
-        logits_of: from images (B, C, H, W) to logits (B, K) by name. Where "teacher_top1" is among the names, the
-            others' shares of predictions that are the teacher's are given, too: "student_agreement" to "student_top1".
+        logits_of: from images (B, C, H, W), or event frames (T, B, C, H, W), to logits (B, K) by name. Where
+            "teacher_top1" is among the names, the others' shares of predictions that are the teacher's are given, too:
+            "student_agreement" to "student_top1".
     """
     names: list[str] = []
     correct, count = torch.zeros(()), 0

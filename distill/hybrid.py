@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from distill.adapters import Adapter
+from distill.data.event_frames import summed
 from distill.hybrid_network import Hybrid
 from distill.losses import feature_loss
 from distill.matching import match_taps
@@ -47,7 +48,7 @@ class HybridDistiller(nn.Module):
         student_taps: the student's module of a tap, where it is not the one that `distill.matching.match_taps` finds:
             the same name, or the end of the same stage.
         images: (B, C, H, W), two or more images as the teacher expects them, on which the taps are checked; None:
-            random numbers of the teacher's own input size.
+            random numbers of the teacher's own input size; of event frames their sums.
         feature: "mse" or "cosine" to compare adapted rates with the teacher's features, too (`feature_loss`).
 
     Raises:
@@ -104,7 +105,9 @@ class HybridDistiller(nn.Module):
         return self
 
     def forward(self, images: Tensor, active: Sequence[str] | None = None, student: bool = True) -> HybridOutput:
-        """Logits of teacher, student and hybrids for images (B, C, H, W).
+        """Logits of teacher, student and hybrids for images (B, C, H, W) or event frames (T, B, C, H, W).
+
+        The student sees the frames, the teacher their sum over time.
 
         Args:
             active: the taps whose hybrids are wanted; None for all.
@@ -122,13 +125,14 @@ class HybridDistiller(nn.Module):
         if len(taps) != len(wanted) or (not student and len(taps) != 1):
             allowed = [tap.name for tap in self.taps]
             raise ValueError(f"active must be of {allowed}, exactly one without the student's logits, found {wanted}")
-        teacher_logits, features = look(self.teacher, taps, images, maps=self.feature != "none")
+        whole = summed(images)
+        teacher_logits, features = look(self.teacher, taps, whole, maps=self.feature != "none")
         rates, student_logits = self._run_student(images, [tap.name for tap in taps], student)
         adapted = {tap.name: adapter(rates[tap.name], features[tap.name].size) for tap, adapter in chosen}
         hybrid_logits: dict[str, Tensor] = {}
         if taps:
             prefixes = {name: feature.prefix for name, feature in features.items()}
-            blank = images.new_zeros(self.blanks, *images.shape[1:])
+            blank = whole.new_zeros(self.blanks, *whole.shape[1:])
             hybrid_logits = run_tails(self.teacher, taps, adapted, prefixes, blank)
         feature_losses = {}
         if self.feature != "none":
@@ -168,7 +172,7 @@ class HybridDistiller(nn.Module):
         return rates, logits
 
     def rates(self, images: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
-        """The rate of the student's module at each of these taps, (B, c, h, w), for images (B, C, H, W)."""
+        """The rate of the student's module at each of these taps, (B, c, h, w), for images or event frames."""
         return self._run_student(images, names, True)[0]
 
     def _student_taps(self, given: dict[str, str], images: Tensor) -> dict[str, str]:

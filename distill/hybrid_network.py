@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from distill.adapters import Adapter
+from distill.data.event_frames import summed
 from distill.layouts import Layout
 from distill.parts import Calls
 from distill.tails import look, run_tails
@@ -41,6 +42,8 @@ KIND = "hybrid"
 
 class Hybrid(nn.Module):
     """Student up to a tap, adapter, teacher behind it: images (B, C, H, W) to logits (B, K), at least float32.
+
+    Of event frames (T, B, C, H, W) the teacher's part is made for the sum over time.
 
     The teacher runs on no image in front of the tap, but for a teacher with class tokens: those at the tap are its
     own, from a pass over the images (`runs_whole_teacher`).
@@ -88,6 +91,7 @@ class Hybrid(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         name = self.tap.name
         rate = self.student(images, until=self.student_tap)
+        images = summed(images)
         prefix, size = None, None
         if self.runs_whole_teacher:
             feature = look(self.teacher, [self.tap], images)[1][name]

@@ -26,9 +26,11 @@ class TeacherConfig:
     weights: str | None = None
     """A safetensors file, or a folder that holds model.safetensors, with the teacher's weights."""
     input_size: list[int] | None = None
-    """Images as [channels, height, width]; None: what the pretrained weights came with."""
+    """Images as [channels, height, width]; None: what the pretrained weights came with. Event data: [2, height, width],
+    to which frames are resized."""
     mean: list[float] | None = None
-    """Mean of each channel that the teacher was trained with, for values in [0, 1]; None: see input_size."""
+    """Mean of each channel that the teacher was trained with, for values in [0, 1]; None: see input_size. Event data:
+    of a pixel's events in a whole recording; [0, 0] and a std of [1, 1] leave counts as they are."""
     std: list[float] | None = None
     """Standard deviation of each channel, likewise."""
     interpolation: Literal["bilinear", "bicubic", "nearest"] | None = None

@@ -9,6 +9,7 @@ from accelerate import Accelerator
 from torch.utils.data import DataLoader
 
 from distill.data import DataConfig, Preprocessing, Splits
+from distill.data.event_config import is_events
 from distill.evaluation import firing_rates, top1_by_timesteps
 from distill.report import model_card, rate_warnings, table, versions
 from distill.session import Session
@@ -51,6 +52,17 @@ def student_results(
         "images_per_second": images / max(train_seconds, 1e-9),
         "versions": versions(),
     }
+
+
+def other_timesteps(data: DataConfig, timesteps: list[int]) -> list[int]:
+    """The numbers of time steps at which a run evaluates, besides its own: none with event data.
+
+    Frames of another T are other data, which scripts/evaluate.py reads.
+    """
+    if timesteps and is_events(data):
+        log.info("eval_timesteps is left out: other frames of event data are for scripts/evaluate.py --timesteps")
+        return []
+    return timesteps
 
 
 def write_results(

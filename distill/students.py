@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from distill.data import Preprocessing, Splits, train_loader
+from distill.data.event_frames import summed
 from distill.network_config import InitConfig, StudentConfig
 from models import PoissonEncoder, SpikingNetwork, calibrate, copy_weights, create_snn, load_weights, spiking_twin
 from models.io import WEIGHTS
@@ -93,13 +94,14 @@ def _load_from_run(snn: SpikingNetwork, run: Path) -> None:
 
 
 def probe_images(data: Splits, device: torch.device) -> Tensor:
-    """A few different images as the networks will see them."""
+    """A few different images (B, C, H, W), as an analogue network sees them: of event frames their sums."""
     count = min(8, len(data.eval))
-    return torch.stack([data.eval[i * len(data.eval) // count][0] for i in range(count)]).to(device)
+    images = [data.eval[i * len(data.eval) // count][0] for i in range(count)]
+    return summed(torch.stack(images, images[0].ndim - 3)).to(device)
 
 
 def calibration_batches(data: Splits, count: int, seed: int, device: torch.device) -> Iterable[Tensor]:
-    """Training images (B, C, H, W), augmented as for training, the same on all processes.
+    """Training images (B, C, H, W) or event frames, augmented as for training, the same on all processes.
 
     Args:
         count: of images, rounded up to whole batches.
