@@ -3,20 +3,21 @@
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, default_collate
 
 from distill.data.config import DataConfig, Preprocessing
 from distill.data.digits import CLASSES, load_digits, rank_in_class
 from distill.data.event_config import is_events
 from distill.data.files import DecodedOnRead, FileSplit, find_split, list_split, read_class_map
 from distill.data.seeds import SampleKey, check_seed
-from distill.data.transforms import EvalTransform, Transform, train_transform
+from distill.data.transforms import BatchTransform, EvalTransform, Transform, train_transform
 
 MEMORY_BYTES = 2**30  # what in_memory=None allows for train and eval together
 PROBES = 64  # images whose headers stand for all when sizes vary
@@ -24,6 +25,8 @@ PROBES = 64  # images whose headers stand for all when sizes vary
 
 class ImageSet(Dataset[tuple[Tensor, int]]):
     """Images and their labels: item i is (float32 (C, H, W), class index).
+
+    Where the transform allows, a loader gets its batches whole (`__getitems__`), not item by item.
 
     An item is asked for by its index, which means epoch 0, or by (epoch, index), as the training sampler does.
 
@@ -49,7 +52,7 @@ class ImageSet(Dataset[tuple[Tensor, int]]):
         self._images, self._labels, self._transform = images, labels, transform
         self._seed = check_seed(seed)
         self.in_memory = in_memory
-        self.collate = collate
+        self.collate = partial(_collated, collate or default_collate)
 
     @property
     def labels(self) -> np.ndarray:
@@ -60,11 +63,29 @@ class ImageSet(Dataset[tuple[Tensor, int]]):
         return len(self._labels)
 
     def __getitem__(self, key: int | tuple[int, int]) -> tuple[Tensor, int]:
+        sample = self._sample(key)
+        return self._transform.finish(self._images[sample.image], sample), int(self._labels[sample.image])
+
+    def __getitems__(self, keys: Sequence[int | tuple[int, int]]) -> Any:
+        """A batch (images, labels) made at once, or, where that cannot be, a list of items; the same values."""
+        if not isinstance(self._transform, BatchTransform):
+            return [self[key] for key in keys]
+        samples = [self._sample(key) for key in keys]
+        indices = [sample.image for sample in samples]
+        images = self._images
+        stored = images[indices] if isinstance(images, Tensor) else torch.stack([images[i] for i in indices])
+        return self._transform.finish_batch(stored, samples), torch.from_numpy(self._labels[indices])
+
+    def _sample(self, key: int | tuple[int, int]) -> SampleKey:
         epoch, index = key if isinstance(key, tuple) else (0, key)
         if not 0 <= index < len(self):  # a negative index would be augmented differently from its positive twin
             raise IndexError(f"index is {index}; allowed: 0 to {len(self) - 1}")
-        image = self._transform.finish(self._images[index], SampleKey(self._seed, epoch, index))
-        return image, int(self._labels[index])
+        return SampleKey(self._seed, epoch, index)
+
+
+def _collated(collate: Callable[[Any], Any], batch: Any) -> Any:
+    """What `ImageSet.__getitems__` returned, as a batch."""
+    return batch if isinstance(batch, tuple) else collate(batch)
 
 
 @dataclass(frozen=True)
@@ -77,9 +98,7 @@ class Splits:
     """Name of each class, in the order of the labels."""
 
 
-def load_data(
-    config: DataConfig, preprocessing: Preprocessing, seed: int = 0, timesteps: int | None = None
-) -> Splits:
+def load_data(config: DataConfig, preprocessing: Preprocessing, seed: int = 0, timesteps: int | None = None) -> Splits:
     """Open the images that the config names, as the teacher expects them.
 
     Args:

@@ -1,16 +1,17 @@
 """From a decoded image to the network's input, in two halves: `prepare` is fixed, `finish` is random.
 
 Images in memory are kept as `prepare` left them, so that work is done once. `finish` draws its random numbers from
-(seed, epoch, image) alone: not from the global generators, which it leaves as they were, nor from the worker.
+(seed, epoch, image) alone: not from the global generators, which it leaves as they were, nor from the worker. Where
+timm has no part in it, a whole batch is finished at once, to the same values.
 
 Shapes: C channels, H x W the input size, h x w an image as it was decoded.
 """
 
-import random
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Generic, TypeVar
 
+import numpy as np
 import torch
 from PIL import Image
 from timm.data.transforms import str_to_pil_interp
@@ -20,7 +21,7 @@ from torchvision.transforms import Compose
 from torchvision.transforms.functional import pil_to_tensor, to_pil_image
 
 from distill.data.config import DataConfig, Preprocessing
-from distill.data.seeds import SampleKey, seeded_generators
+from distill.data.seeds import SampleKey, seeded_generators, uniforms
 from distill.data.timm_augment import timm_parts
 
 Stored = TypeVar("Stored", Tensor, Image.Image)
@@ -41,7 +42,18 @@ class Transform(ABC, Generic[Stored]):
         """The random half: what `prepare` returned to normalised float32 values, (C, H, W)."""
 
 
-class EvalTransform(Transform[Tensor]):
+class BatchTransform(Transform[Tensor]):
+    """A transform that finishes a batch at once; an item is a batch of one."""
+
+    @abstractmethod
+    def finish_batch(self, stored: Tensor, keys: Sequence[SampleKey]) -> Tensor:
+        """What `prepare` returned, (B, C, H, W), to normalised float32 values; `stored` stays as it was."""
+
+    def finish(self, stored: Tensor, key: SampleKey) -> Tensor:
+        return self.finish_batch(stored.unsqueeze(0), [key])[0]
+
+
+class EvalTransform(BatchTransform):
     """timm's evaluation: shorter side to input / crop_pct, centre crop, normalise. Nothing is random."""
 
     def __init__(self, pre: Preprocessing):
@@ -56,12 +68,12 @@ class EvalTransform(Transform[Tensor]):
     def prepare(self, image: Image.Image) -> Tensor:
         return self._resize_and_crop(image)
 
-    def finish(self, stored: Tensor, key: SampleKey) -> Tensor:
+    def finish_batch(self, stored: Tensor, keys: Sequence[SampleKey]) -> Tensor:
         return self._normalize(stored)
 
 
-class CropFlipTransform(Transform[Tensor]):
-    """Training of small images: a random crop after reflected padding, a random flip, then `tail` or normalise.
+class CropFlipTransform(BatchTransform):
+    """Training of small images: a random crop after reflected padding, a random flip, normalise.
 
     An image of another size than H x W is resized to it first, whole: its aspect ratio is not kept.
 
@@ -69,42 +81,39 @@ class CropFlipTransform(Transform[Tensor]):
         pre: what the teacher expects.
         padding: pixels of padding on each side, 0 to min(H, W) - 1.
         hflip: probability of a flip, in [0, 1].
+    """
+
+    def __init__(self, pre: Preprocessing, padding: int, hflip: float):
+        self.stored_shape = pre.input_size
+        self._crop = CropFlip(pre, padding, hflip)
+        self._normalize = Normalize(pre)
+
+    def prepare(self, image: Image.Image) -> Tensor:
+        return self._crop.prepare(image)
+
+    def finish_batch(self, stored: Tensor, keys: Sequence[SampleKey]) -> Tensor:
+        return self._normalize(self._crop(stored, keys))
+
+
+class CropFlipTailTransform(Transform[Tensor]):
+    """The same crop and flip, then timm's part of the augmentation, image by image.
+
+    Args:
+        crop: crop and flip.
         tail: random transform of the crop, from a PIL image to normalised floats; runs with seeded global generators.
     """
 
-    def __init__(
-        self, pre: Preprocessing, padding: int, hflip: float, tail: Callable[[Image.Image], Tensor] | None = None
-    ):
-        _, height, width = pre.input_size
-        if padding >= min(height, width):
-            raise ValueError(
-                f"crop_padding is {padding}; a {height}x{width} image allows 0 to {min(height, width) - 1}"
-            )
-        self.stored_shape = pre.input_size
-        self._size = (width, height)
-        self._resample = str_to_pil_interp(pre.interpolation)
-        self._padding, self._hflip = padding, hflip
-        # The pixel that each row and column of the padded image shows: a crop, flipped or not, is a slice of these.
-        self._rows, self._columns = _reflected(height, padding), _reflected(width, padding)
-        self._normalize, self._tail = Normalize(pre), tail
+    def __init__(self, crop: "CropFlip", tail: Callable[[Image.Image], Tensor]):
+        self.stored_shape = crop.shape
+        self._crop, self._tail = crop, tail
 
     def prepare(self, image: Image.Image) -> Tensor:
-        return pil_to_tensor(image if image.size == self._size else image.resize(self._size, self._resample))
+        return self._crop.prepare(image)
 
     def finish(self, stored: Tensor, key: SampleKey) -> Tensor:
-        image = self._crop_and_flip(stored, key.rng())
-        if self._tail is None:
-            return self._normalize(image)
+        image = self._crop(stored.unsqueeze(0), [key])[0]
         with seeded_generators(key):
             return self._tail(to_pil_image(image))
-
-    def _crop_and_flip(self, image: Tensor, rng: random.Random) -> Tensor:
-        width, height = self._size
-        if self._padding:
-            top, left = rng.randrange(2 * self._padding + 1), rng.randrange(2 * self._padding + 1)
-            image = image.index_select(1, self._rows[top : top + height])
-            image = image.index_select(2, self._columns[left : left + width])
-        return image.flip(2) if rng.random() < self._hflip else image
 
 
 class ResizedCropTransform(Transform[Image.Image]):
@@ -121,6 +130,44 @@ class ResizedCropTransform(Transform[Image.Image]):
     def finish(self, stored: Image.Image, key: SampleKey) -> Tensor:
         with seeded_generators(key):
             return self._transform(stored)
+
+
+class CropFlip:
+    """Random crops and flips of a uint8 batch; arguments as of `CropFlipTransform`."""
+
+    def __init__(self, pre: Preprocessing, padding: int, hflip: float):
+        _, height, width = self.shape = pre.input_size
+        if padding >= min(height, width):
+            raise ValueError(
+                f"crop_padding is {padding}; a {height}x{width} image allows 0 to {min(height, width) - 1}"
+            )
+        self._resample = str_to_pil_interp(pre.interpolation)
+        self._padding, self._hflip = padding, hflip
+        # The pixel that each row and column of the padded image shows: a crop, flipped or not, is a slice of these.
+        self._rows, self._columns = _reflected(height, padding), _reflected(width, padding)
+
+    def prepare(self, image: Image.Image) -> Tensor:
+        """An image of any size to uint8 values, (C, H, W)."""
+        size = self.shape[2], self.shape[1]
+        return pil_to_tensor(image if image.size == size else image.resize(size, self._resample))
+
+    def __call__(self, images: Tensor, keys: Sequence[SampleKey]) -> Tensor:
+        """Images (B, C, H, W) to crops of the same shape, each with the random numbers of its key."""
+        if not (self._padding or self._hflip):
+            return images
+        count, channels, height, width = images.shape
+        draws = uniforms(keys, 3)
+        top, left = torch.from_numpy((draws[:, :2] * (2 * self._padding + 1)).astype(np.int64)).T[:, :, None]
+        if self._padding:
+            rows = self._rows[top + torch.arange(height)]  # (B, H)
+            planes = torch.arange(count * channels).view(count, channels, 1) * height
+            # whole rows are picked before pixels, which copies most of the bytes in pieces of W
+            images = images.reshape(-1, width).index_select(0, (planes + rows[:, None]).flatten())
+            images = images.view(count, channels, height, width)
+        across = torch.arange(width).expand(count, width)
+        flipped = torch.from_numpy(draws[:, 2] < self._hflip)[:, None]
+        columns = self._columns[left + torch.where(flipped, width - 1 - across, across)]  # (B, W)
+        return images.gather(3, columns[:, None, None].expand_as(images))
 
 
 class Normalize:
@@ -141,7 +188,8 @@ def train_transform(config: DataConfig, pre: Preprocessing) -> Transform[Any]:
     parts = timm_parts(config, pre)
     if config.random_resized_crop:
         return ResizedCropTransform(Compose(parts))
-    return CropFlipTransform(pre, config.crop_padding, config.hflip, tail=Compose([parts.augment, parts.to_input]))
+    crop = CropFlip(pre, config.crop_padding, config.hflip)
+    return CropFlipTailTransform(crop, Compose([parts.augment, parts.to_input]))
 
 
 def _reflected(size: int, padding: int) -> Tensor:

@@ -85,6 +85,22 @@ def test_workers_change_nothing(augmentation, tmp_path):
     assert not same(alone[: len(alone) // 2], alone[len(alone) // 2 :])  # the second epoch is another
 
 
+@pytest.mark.parametrize("augment", [True, False])
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_a_batch_made_at_once_holds_the_items_bit_by_bit(augment, in_memory):
+    dataset = image_set(augment=augment)
+    if not in_memory:
+        dataset._images = list(dataset._images)
+    keys = [(epoch, index) for epoch in range(3) for index in (5, 0, 21, 5)]
+    images, labels = dataset.__getitems__(keys)
+    assert (images.dtype, labels.dtype, labels.tolist()) == (torch.float32, torch.int64, [5, 0, 21, 5] * 3)
+    assert torch.equal(images, torch.stack([dataset[key][0] for key in keys]))
+    stored = torch.stack([*dataset._images])
+    assert torch.equal(stored, torch.stack([*image_set()._images]))  # nothing was changed in place
+    with pytest.raises(IndexError, match="index is 22"):
+        dataset.__getitems__([(0, 0), (0, 22)])
+
+
 def test_another_seed_gives_other_crops_and_another_order():
     first = epochs(train_loader(image_set(), 4, seed=0, workers=0))
     other_order = epochs(train_loader(image_set(), 4, seed=1, workers=0))
