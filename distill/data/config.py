@@ -6,8 +6,10 @@ from typing import Literal
 from timm.data.auto_augment import augment_and_mix_transform, auto_augment_transform, rand_augment_transform
 
 from distill.data.event_config import EVENTS, check_event_fields
+from distill.data.torchvision_names import TORCHVISION, check_torchvision_fields, torchvision_set
 
-NAMES = ("digits", "folder", *EVENTS)
+NAMES = ("digits", "synthetic", "folder", *TORCHVISION, "wds/SHARDS", "hfds/NAME", *EVENTS)
+WITHOUT_FILES = ("digits", "synthetic")
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
 POLICIES = ("rand", "augmix", "original", "originalr", "v0", "v0r", "3a")
 
@@ -16,16 +18,23 @@ POLICIES = ("rand", "augmix", "original", "originalr", "v0", "v0r", "3a")
 class DataConfig:
     """Which images to train and evaluate on, and the augmentation of the training images."""
 
-    name: Literal["digits", "folder", "nmnist", "cifar10_dvs", "dvs128_gesture"] = "digits"
-    """digits: scikit-learn's 1,797 grey 8x8 digits, no download; folder: image folders or tar files below root; nmnist,
+    name: str = "digits"
+    """digits: scikit-learn's 1,797 grey 8x8 digits, no download; folder: image folders or tar files below root;
+    cifar10, cifar100, mnist, fashion_mnist, kmnist, emnist/letters, svhn, stl10, food101, flowers102, oxford_iiit_pet,
+    dtd, eurosat, gtsrb, fgvc_aircraft, stanford_cars and others: torchvision's; wds/NAME-{000..009}.tar: WebDataset
+    shards below root; hfds/NAME: Hugging Face datasets; synthetic: noise, to measure speed (docs/data.md); nmnist,
     cifar10_dvs, dvs128_gesture: recordings of event cameras, as student.timesteps frames (docs/event_data.md)."""
     root: str | None = None
-    """Folder that holds the splits: train/ and val/ with one sub-folder a class, or train.tar and val.tar; of event
-    data the folder of the recordings or of their archives, or one archive."""
+    """Folder that holds the splits: train/ and val/ with one sub-folder a class, or train.tar and val.tar; of sets by
+    name where they lie or are downloaded to; of event data the folder of the recordings or of their archives, or one
+    archive."""
+    download: bool = False
+    """Download a set of torchvision's to root if it is not there."""
     train_split: str = "train"
-    """Name of the training sub-folder, or of its tar without the ending."""
+    """Name of the training sub-folder, or of its tar without the ending, or of a split of a set by name."""
     eval_split: str | None = None
-    """Name of the held-out sub-folder or tar; None: the first of val, validation, test that exists."""
+    """Name of the held-out sub-folder, tar or split; None: the first of val, validation, test that exists, or the
+    usual one of a set by name."""
     class_map: str | None = None
     """A text file with the name of each class on a line of its own, in the order of the labels, where the splits lack
     some classes or are in another order; None: the names of the sub-folders, in alphabetical order."""
@@ -49,21 +58,49 @@ class DataConfig:
     """Folder for the frames of event data; None: root itself, or the folder of the archive that root is."""
     event_shift: int = 0
     """Most pixels by which the training frames of a recording are shifted up, down and sideways, around the edges."""
+    on_corrupt: Literal["error", "skip"] = "error"
+    """What an image that cannot be read does: stop the run with its name, or be left out and reported."""
+    synthetic_samples: int = 1280
+    """Images of name=synthetic; every fifth of a class is held out."""
+    synthetic_classes: int = 10
+    """Classes of name=synthetic."""
     workers: int | None = None
     """Loader processes; None: 0 when the images are in memory, else the number of CPUs, at most 8."""
 
     def __post_init__(self) -> None:
-        if self.name not in NAMES:
+        kind, _, rest = self.name.partition("/")
+        by_name = torchvision_set(self.name) is not None
+        readers = kind in ("wds", "hfds") and bool(rest)
+        if not (self.name in (*WITHOUT_FILES, "folder", *EVENTS) or by_name or readers):
             raise ValueError(f"name is {self.name!r}; allowed: {', '.join(NAMES)}")
         check_event_fields(self)
         if self.name == "folder" and not self.root:
             raise ValueError(f"root is {self.root!r}; name='folder' needs the path of a folder with the splits")
-        if self.name == "digits":
+        if kind == "wds" and not self.root:
+            raise ValueError(f"root is {self.root!r}; name={self.name!r} needs the path of the folder of the shards")
+        if by_name:
+            check_torchvision_fields(self.name, self.root, self.train_split, self.eval_split)
+            if self.class_map is not None:
+                raise ValueError(f"class_map is {self.class_map!r}; name={self.name!r} has its classes: leave it out")
+        elif self.download:
+            raise ValueError(f"download is True; name={self.name!r} downloads nothing: allowed is False")
+        if self.name in WITHOUT_FILES:
             for field in ("root", "eval_split", "class_map"):
                 if getattr(self, field) is not None:
-                    raise ValueError(f"{field} is {getattr(self, field)!r}; name='digits' reads no files: leave it out")
+                    raise ValueError(
+                        f"{field} is {getattr(self, field)!r}; name={self.name!r} reads no files: leave it out"
+                    )
             if self.in_memory is False:
-                raise ValueError("in_memory is False; name='digits' is always in memory: allowed are True and None")
+                raise ValueError(
+                    f"in_memory is False; name={self.name!r} is always in memory: allowed are True and None"
+                )
+        if self.on_corrupt not in ("error", "skip"):
+            raise ValueError(f"on_corrupt is {self.on_corrupt!r}; allowed: error, skip")
+        if not 2 <= self.synthetic_classes <= self.synthetic_samples // 5:
+            raise ValueError(
+                f"synthetic_classes is {self.synthetic_classes}; allowed: 2 to synthetic_samples // 5, "
+                f"{self.synthetic_samples // 5}"
+            )
         for field in ("train_split", "eval_split"):
             if getattr(self, field) == "":
                 raise ValueError(f"{field} is ''; allowed: the name of a sub-folder or tar of root")

@@ -1,7 +1,7 @@
 """The images of a run as map-style datasets: a training and a held-out set with the same classes."""
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -15,8 +15,11 @@ from torch.utils.data import Dataset, default_collate
 from distill.data.config import DataConfig, Preprocessing
 from distill.data.digits import CLASSES, load_digits, rank_in_class
 from distill.data.event_config import is_events
-from distill.data.files import DecodedOnRead, FileSplit, find_split, list_split, read_class_map
+from distill.data.faults import Unreadable, find_unreadable
+from distill.data.files import DecodedOnRead, FileSplit, UnreadableImage
 from distill.data.seeds import SampleKey, check_seed
+from distill.data.sources import list_files
+from distill.data.synthetic import synthetic_images, synthetic_labels
 from distill.data.transforms import BatchTransform, EvalTransform, Transform, train_transform
 
 MEMORY_BYTES = 2**30  # what in_memory=None allows for train and eval together
@@ -37,6 +40,9 @@ class ImageSet(Dataset[tuple[Tensor, int]]):
         seed: of the augmentation, from 0 up.
         in_memory: whether `images` are held in memory.
         collate: makes a batch of items; None: torch's own, which stacks along a new first axis.
+        unreadable: the images of the split that could not be read; None: an image that cannot be read is an error.
+        substitute: whether `unreadable` numbers these images, and grows: in the place of one that cannot be read stands
+            the next that can, with its label, whatever the process, worker or epoch.
     """
 
     def __init__(
@@ -47,12 +53,15 @@ class ImageSet(Dataset[tuple[Tensor, int]]):
         seed: int,
         in_memory: bool,
         collate: Callable[[Sequence[tuple[Tensor, int]]], tuple[Tensor, Tensor]] | None = None,
+        unreadable: Unreadable | None = None,
+        substitute: bool = False,
     ):
         assert len(images) == len(labels)
         self._images, self._labels, self._transform = images, labels, transform
         self._seed = check_seed(seed)
         self.in_memory = in_memory
         self.collate = partial(_collated, collate or default_collate)
+        self._unreadable, self._substitute = unreadable, substitute
 
     @property
     def labels(self) -> np.ndarray:
@@ -64,7 +73,8 @@ class ImageSet(Dataset[tuple[Tensor, int]]):
 
     def __getitem__(self, key: int | tuple[int, int]) -> tuple[Tensor, int]:
         sample = self._sample(key)
-        return self._transform.finish(self._images[sample.image], sample), int(self._labels[sample.image])
+        image, index = self._read(sample.image)
+        return self._transform.finish(image, sample), int(self._labels[index])
 
     def __getitems__(self, keys: Sequence[int | tuple[int, int]]) -> Any:
         """A batch (images, labels) made at once, or, where that cannot be, a list of items; the same values."""
@@ -72,9 +82,30 @@ class ImageSet(Dataset[tuple[Tensor, int]]):
             return [self[key] for key in keys]
         samples = [self._sample(key) for key in keys]
         indices = [sample.image for sample in samples]
-        images = self._images
-        stored = images[indices] if isinstance(images, Tensor) else torch.stack([images[i] for i in indices])
+        if isinstance(self._images, Tensor):
+            stored = self._images[indices]
+        else:
+            read = [self._read(index) for index in indices]
+            stored, indices = torch.stack([image for image, _ in read]), [index for _, index in read]
         return self._transform.finish_batch(stored, samples), torch.from_numpy(self._labels[indices])
+
+    @property
+    def skipped(self) -> tuple[str, ...]:
+        """Names of the images that were left out so far because they could not be read, by this process's loaders."""
+        return () if self._unreadable is None else self._unreadable.names
+
+    def _read(self, index: int) -> tuple[Any, int]:
+        """An image as it is stored, and its index; of the next that can be read, where that is wanted."""
+        if self._unreadable is None or not self._substitute:
+            return self._images[index], index
+        for other in (*range(index, len(self)), *range(index)):
+            if other not in self._unreadable:
+                try:
+                    return self._images[other], other
+                except UnreadableImage as error:
+                    self._unreadable.add(other, error)
+        self._unreadable.kept()  # which says that nothing is left
+        raise AssertionError
 
     def _sample(self, key: int | tuple[int, int]) -> SampleKey:
         epoch, index = key if isinstance(key, tuple) else (0, key)
@@ -112,7 +143,7 @@ def load_data(config: DataConfig, preprocessing: Preprocessing, seed: int = 0, t
         from distill.data.events import load_events  # which is built on this file
 
         return load_events(config, preprocessing, seed, timesteps)
-    load = _load_digits if config.name == "digits" else _load_folder
+    load = {"digits": _load_digits, "synthetic": _load_synthetic}.get(config.name, _load_files)
     return load(config, preprocessing, train_transform(config, preprocessing), EvalTransform(preprocessing), seed)
 
 
@@ -138,57 +169,103 @@ def _load_digits(
     )
 
 
-def _load_folder(
+def _load_synthetic(
+    config: DataConfig, pre: Preprocessing, train: Transform[Any], evaluate: Transform[Any], seed: int
+) -> Splits:
+    labels, later = synthetic_labels(config)
+
+    def image_set(members: np.ndarray, limit: int | None, transform: Transform[Any]) -> ImageSet:
+        members = members[spread(labels[members], limit)]
+        return ImageSet(synthetic_images(pre, transform, members), labels[members], transform, seed, in_memory=True)
+
+    return Splits(
+        image_set(np.flatnonzero(~later), config.max_train_samples, train),
+        image_set(np.flatnonzero(later), config.max_eval_samples, evaluate),
+        tuple(map(str, range(config.synthetic_classes))),
+    )
+
+
+def _load_files(
     config: DataConfig, pre: Preprocessing, train: Transform[Any], evaluate: Transform[Any], seed: int
 ) -> Splits:
     if pre.input_size[0] not in (1, 3):
         raise ValueError(f"input_size is {pre.input_size}; image files allow 1 (grey) or 3 (RGB) channels")
-    assert config.root is not None  # checked by the config
-    classes = None if config.class_map is None else read_class_map(config.class_map)
-    train_files = list_split(find_split(config.root, config.train_split), classes)
-    eval_files = list_split(find_split(config.root, config.eval_split), classes)
+    train_files, eval_files = list_files(config)
     _check_same_classes(train_files, eval_files)
     sets = [
         (limited(train_files, config.max_train_samples), train),
         (limited(eval_files, config.max_eval_samples), evaluate),
     ]
     mode = "RGB" if pre.input_size[0] == 3 else "L"
+    skip = config.on_corrupt == "skip"
     in_memory = config.in_memory
     if in_memory is None:
-        in_memory = sum(estimated_bytes(files, transform, len(mode)) for files, transform in sets) <= MEMORY_BYTES
+        in_memory = sum(estimated_bytes(f, transform, len(mode), skip) for f, transform in sets) <= MEMORY_BYTES
 
     def image_set(files: FileSplit, transform: Transform[Any]) -> ImageSet:
+        record = None
+        if skip and not in_memory and transform is evaluate:  # no other image may count in the place of one
+            record = find_unreadable(files.files, mode)
+            files = files.part(record.kept())
+        elif skip:
+            record = Unreadable(files.files)
         images: Any = DecodedOnRead(files.files, mode, transform.prepare)
         if in_memory:
-            images = _collect(images, len(images), transform.stored_shape)
-        return ImageSet(images, files.labels, transform, seed, in_memory)
+            images = _collect(images, transform.stored_shape, record)
+            files = files if record is None else files.part(record.kept())
+        substitute = skip and not in_memory and transform is train
+        return ImageSet(images, files.labels, transform, seed, in_memory, unreadable=record, substitute=substitute)
 
     train_set, eval_set = (image_set(files, transform) for files, transform in sets)
     return Splits(train_set, eval_set, train_files.classes)
 
 
-def _collect(images: Iterable[Any], count: int, shape: tuple[int, int, int] | None) -> Tensor | list[Any]:
-    """All images in one uint8 tensor where they have one shape, which costs forked workers nothing; else a list."""
-    if shape is None:
-        return list(images)
-    stack = torch.empty((count, *shape), dtype=torch.uint8)
-    for index, image in enumerate(images):
-        stack[index] = image
-    return stack
+def _collect(
+    images: DecodedOnRead, shape: tuple[int, int, int] | None, record: Unreadable | None
+) -> Tensor | list[Any]:
+    """All images in one uint8 tensor where they have one shape, which costs forked workers nothing; else a list.
+
+    Those that cannot be read are left out where there is a record of them, else they are an error.
+    """
+    found: Any = [] if shape is None else torch.empty((len(images), *shape), dtype=torch.uint8)
+    count = 0
+    for index in range(len(images)):
+        try:
+            image = images[index]
+        except UnreadableImage as error:
+            if record is None:
+                raise
+            record.add(index, error)
+            continue
+        if shape is None:
+            found.append(image)
+        else:
+            found[count] = image
+        count += 1
+    return found[:count]
 
 
-def estimated_bytes(files: FileSplit, transform: Transform[Any], channels: int) -> int:
-    """Memory for all prepared images; from the headers of some when their sizes vary."""
+def estimated_bytes(files: FileSplit, transform: Transform[Any], channels: int, skip: bool = False) -> int:
+    """Memory for all prepared images; from the headers of some when their sizes vary.
+
+    Args:
+        skip: whether headers that cannot be read do not count.
+    """
     if transform.stored_shape is not None:
         return len(files.files) * math.prod(transform.stored_shape)
-    probes = files.files[:: math.ceil(len(files.files) / PROBES)]
-    return len(files.files) * channels * sum(probe.pixels() for probe in probes) // len(probes)
+    sizes = []
+    for probe in files.files[:: math.ceil(len(files.files) / PROBES)]:
+        try:
+            sizes.append(probe.pixels())
+        except UnreadableImage:
+            if not skip:
+                raise
+    return len(files.files) * channels * sum(sizes) // max(1, len(sizes))
 
 
 def limited(files: FileSplit, limit: int | None) -> FileSplit:
     """The split with only `limit` of its images, spread over its classes."""
-    kept = spread(files.labels, limit)
-    return FileSplit(files.path, [files.files[i] for i in kept], files.labels[kept], files.classes)
+    return files.part(spread(files.labels, limit))
 
 
 def spread(labels: np.ndarray, limit: int | None) -> np.ndarray:

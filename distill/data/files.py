@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -25,6 +25,38 @@ from timm.data.readers.reader_image_in_tar import ReaderImageInTar
 from timm.utils.misc import natural_key
 
 EVAL_SPLITS = ("val", "validation", "test")
+
+
+class UnreadableImage(ValueError):
+    """An image whose bytes are missing or cannot be decoded; the text names it."""
+
+
+class StoredImage(Protocol):
+    """An image that is decoded when it is asked for; its `str` says where it lies."""
+
+    def open(self, mode: str) -> Image.Image:
+        """The image in PIL's `mode`, decoded; UnreadableImage, with its name, if that cannot be."""
+        ...
+
+    def pixels(self) -> int:
+        """Height x width."""
+        ...
+
+
+class ArrayImage(NamedTuple):
+    """An image whose pixels are at hand, uint8 (H, W) or (H, W, 3)."""
+
+    values: np.ndarray
+    name: str
+
+    def __str__(self) -> str:
+        return self.name
+
+    def open(self, mode: str) -> Image.Image:
+        return Image.fromarray(self.values).convert(mode)
+
+    def pixels(self) -> int:
+        return self.values.shape[0] * self.values.shape[1]
 
 
 class ImageFile(NamedTuple):
@@ -43,20 +75,15 @@ class ImageFile(NamedTuple):
         return self.path if self.size is None else f"{self.name} in {self.path}"
 
     def open(self, mode: str) -> Image.Image:
-        """The image in PIL's `mode`, decoded; an image that cannot be decoded is an error, never skipped."""
-        try:
-            image = self._undecoded()
-            image.load()
-            return image.convert(mode)
-        except Exception as error:  # Pillow's decoders raise many kinds, all with the same meaning here
-            raise self._unreadable(error) from error
+        """The image in PIL's `mode`, decoded; an image that cannot be decoded is an error."""
+        return decoded(self._undecoded, mode, self)
 
     def pixels(self) -> int:
         """Height x width, from the image's header only."""
         try:
             image = self._undecoded()
         except Exception as error:
-            raise self._unreadable(error) from error
+            raise unreadable(self, error) from error
         return image.width * image.height
 
     def _undecoded(self) -> Image.Image:
@@ -67,9 +94,21 @@ class ImageFile(NamedTuple):
             raise ValueError(f"the tar ends after {len(data)} of its {self.size} bytes")
         return Image.open(io.BytesIO(data))
 
-    def _unreadable(self, error: Exception) -> ValueError:
-        unknown = isinstance(error, UnidentifiedImageError)  # whose own text shows a memory address
-        return ValueError(f"cannot read the image {self}: {'not in a format that Pillow knows' if unknown else error}")
+
+def decoded(undecoded: Callable[[], Image.Image], mode: str, name: object) -> Image.Image:
+    """A lazily opened image in PIL's `mode`; `name` tells in an error which it is."""
+    try:
+        image = undecoded()
+        image.load()
+        return image.convert(mode)
+    except Exception as error:  # Pillow's decoders raise many kinds, all with the same meaning here
+        raise unreadable(name, error) from error
+
+
+def unreadable(name: object, error: Exception) -> UnreadableImage:
+    """The error that names an image."""
+    unknown = isinstance(error, UnidentifiedImageError)  # whose own text shows a memory address
+    return UnreadableImage(f"cannot read the image {name}: {'not in a format that Pillow knows' if unknown else error}")
 
 
 @dataclass(frozen=True)
@@ -77,17 +116,21 @@ class FileSplit:
     """The images of one split, sorted by name."""
 
     path: Path
-    files: list[ImageFile]
+    files: Sequence[StoredImage]
     labels: np.ndarray
     """Class of each image, int64, an index into `classes`."""
     classes: tuple[str, ...]
-    """Names of the classes, in alphabetical order."""
+    """Names of the classes, of folders in alphabetical order."""
+
+    def part(self, members: np.ndarray) -> "FileSplit":
+        """Only some of the images, by their indices."""
+        return FileSplit(self.path, [self.files[i] for i in members], self.labels[members], self.classes)
 
 
 class DecodedOnRead(Sequence[Any]):
     """Images that are decoded and prepared anew at every access."""
 
-    def __init__(self, files: list[ImageFile], mode: str, prepare: Callable[[Image.Image], Any]):
+    def __init__(self, files: Sequence[StoredImage], mode: str, prepare: Callable[[Image.Image], Any]):
         self._files, self._mode, self._prepare = files, mode, prepare
 
     def __len__(self) -> int:

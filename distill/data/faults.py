@@ -1,0 +1,95 @@
+"""Images that cannot be read, and loader processes that die."""
+
+import logging
+import re
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+
+from distill.data.files import StoredImage, UnreadableImage
+
+log = logging.getLogger(__name__)
+
+READERS = 8  # threads of the check of held-out images: Pillow decodes without holding Python's lock
+
+
+class Unreadable:
+    """Which images of a split could not be read, known to the loader's processes, too.
+
+    Args:
+        files: all images of the split.
+    """
+
+    def __init__(self, files: Sequence[StoredImage]):
+        self._files = files
+        self._marks = torch.zeros(len(files), dtype=torch.uint8).share_memory_()
+
+    def __contains__(self, index: int) -> bool:
+        return bool(self._marks[index])
+
+    def add(self, index: int, error: UnreadableImage) -> None:
+        """Leaves out an image for the rest of the run; says so once."""
+        if index not in self:
+            self._marks[index] = 1
+            log.warning("an image is left out: %s", error)
+
+    def kept(self) -> np.ndarray:
+        """Indices of the other images, int64.
+
+        Raises:
+            ValueError: if there are none.
+        """
+        kept = np.flatnonzero(self._marks.numpy() == 0)
+        if len(kept) == 0:
+            raise ValueError(f"none of the {len(self._files)} images can be read, the first is {self._files[0]}")
+        return kept
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The images that were left out so far, in the order of the split."""
+        return tuple(str(self._files[index]) for index in self._marks.nonzero().flatten().tolist())
+
+
+def find_unreadable(files: Sequence[StoredImage], mode: str) -> Unreadable:
+    """Decodes every image once: a header says nothing about a truncated file."""
+    found = Unreadable(files)
+
+    def check(index: int) -> None:
+        try:
+            files[index].open(mode)
+        except UnreadableImage as error:
+            found.add(index, error)
+
+    with ThreadPoolExecutor(READERS) as pool:
+        for _ in pool.map(check, range(len(files))):
+            pass
+    return found
+
+
+class LoaderProcessDied(RuntimeError):
+    """A process that loads images has ended by itself."""
+
+
+@contextmanager
+def loader_deaths_explained() -> Iterator[None]:
+    """Turns torch's error about a dead loader process into one that says what to do.
+
+    torch raises it wherever the main process happens to be, from a signal handler: wrap the whole training in this.
+
+    Raises:
+        LoaderProcessDied: names the process, and the likely cause.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        died = re.search(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\)", str(error))
+        if died is None:
+            raise
+        raise LoaderProcessDied(
+            f"a process that loads images died (pid {died[1].strip()}), most likely because the machine ran out of "
+            "memory (or of shared memory, /dev/shm, in a container): use fewer data.workers, 0 for none, or a smaller "
+            f"batch_size. torch says: {str(error).strip().splitlines()[0]}"
+        ) from error

@@ -1,0 +1,16 @@
+"""Where `data.name` finds its image files: a training and a held-out list of images that are not read yet."""
+
+from distill.data.config import DataConfig
+from distill.data.files import FileSplit, find_split, list_split, read_class_map
+from distill.data.torchvision_names import torchvision_set
+from distill.data.torchvision_sets import list_torchvision
+
+
+def list_files(config: DataConfig) -> tuple[FileSplit, FileSplit]:
+    """Training and held-out images of the config; `docs/data.md` says what lies where."""
+    if torchvision_set(config.name) is not None:
+        return list_torchvision(config)
+    classes = None if config.class_map is None else read_class_map(config.class_map)
+    assert config.root is not None  # checked by the config
+    train, evaluation = (find_split(config.root, split) for split in (config.train_split, config.eval_split))
+    return list_split(train, classes), list_split(evaluation, classes)
