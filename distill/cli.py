@@ -9,12 +9,13 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar, get_type_hints
+from typing import Any, Generic, NamedTuple, NoReturn, TypeVar, get_type_hints
 
 import yaml
 from jsonargparse import ArgumentParser, set_parsing_settings
 
-from distill.loop import NonFiniteLossError
+from distill.interruption import Preempted
+from distill.steps import NonFiniteLossError
 from models import UnsupportedOperationError
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
@@ -43,9 +44,20 @@ class _Parser(ArgumentParser):
         sys.exit(2)
 
 
+class Command(NamedTuple, Generic[C]):
+    """What a command line says."""
+
+    config: C
+    resume: bool
+    text: str
+    """The whole configuration as YAML."""
+    allow_changed: list[str]
+    """Fields that may differ from those of the run that is resumed."""
+
+
 def parse(
     config_class: type[C], argv: Sequence[str] | None, default_recipe: Path | None = None, resumable: bool = True
-) -> tuple[C, bool, str]:
+) -> Command[C]:
     """Reads a command line.
 
     Args:
@@ -53,9 +65,6 @@ def parse(
         argv: the arguments; None for those of the process.
         default_recipe: the recipe where no --config is given.
         resumable: whether there is a --resume.
-
-    Returns:
-        the configuration, whether to resume, and the whole configuration as YAML.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     parser = _Parser(prog=Path(sys.argv[0]).name, description=config_class.__doc__, allow_abbrev=False)
@@ -64,6 +73,13 @@ def parse(
     )
     if resumable:
         parser.add_argument("--resume", action="store_true", help="Continue an interrupted run.")
+        parser.add_argument(
+            "--allow-changed",
+            nargs="+",
+            default=[],
+            metavar="KEY",
+            help="Fields (or groups, or 'processes') that may differ from those of the run that is resumed.",
+        )
     parser.add_class_arguments(config_class, as_group=False)
     if default_recipe is not None and not any(a.split("=")[0] in ("--config", "-h", "--help") for a in argv):
         argv = ["--config", str(default_recipe), *argv]
@@ -73,9 +89,10 @@ def parse(
     except ValueError as error:
         parser.error(str(error))
     plain = yaml.safe_load(parser.dump(namespace, skip_unset=False))
-    plain.pop("resume", None)
-    plain.pop("config", None)
-    return config, resumable and namespace.resume, yaml.safe_dump(plain, sort_keys=False)
+    for name in ("resume", "config", "allow_changed"):
+        plain.pop(name, None)
+    text = yaml.safe_dump(plain, sort_keys=False)
+    return Command(config, resumable and namespace.resume, text, namespace.allow_changed if resumable else [])
 
 
 def _build(config_class: type[C], namespace: Any, prefix: str = "") -> C:
@@ -97,6 +114,9 @@ def run(main: Callable[[], None]) -> None:
     """Calls `main`; a user's mistake ends the process with one line on stderr and status 2."""
     try:
         main()
+    except Preempted as stop:
+        print(f"{Path(sys.argv[0]).name}: {stop.message}; continue with --resume", file=sys.stderr)
+        raise
     except USER_ERRORS as error:
         if os.environ.get("SPIKESWAP_TRACEBACK"):
             raise

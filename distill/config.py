@@ -5,11 +5,13 @@ Recipes in `configs/` state what differs from these defaults; each field can be 
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import Literal
 
 from distill.checks import check
 from distill.data import DataConfig
+from distill.data.event_config import is_events
 from distill.network_config import InitConfig, StudentConfig, TeacherConfig
 from distill.schedule_config import ScheduleConfig
 from distill.snn_losses import SnnLossConfig
@@ -34,11 +36,27 @@ class RunConfig:
     """Fuse the passes over spike streams with torch.compile: a minute at the start, then several times as fast."""
     threads: int | None = None
     """CPU threads of each process, when training on the CPU; None: all cores, shared by the processes."""
+    save_every: str | None = "15 min"
+    """Time or optimizer steps between two checkpoints, e.g. 15 min or 500 steps, besides the one after each epoch;
+    None: only those."""
+    keep_checkpoints: int = 2
+    """How many of the newest checkpoints of a stage are kept, at least 1, besides the one with the best accuracy."""
 
     def __post_init__(self) -> None:
+        if self.save_every is not None:
+            save_every(self.save_every)
+        check(self.keep_checkpoints >= 1, "keep_checkpoints", self.keep_checkpoints, "at least 1")
         check(self.seed >= 0, "seed", self.seed, "at least 0")
         check(self.threads is None or self.threads >= 1, "threads", self.threads, "at least 1, or none")
         check(bool(self.name) and "/" not in self.name, "name", self.name, "a folder's name without '/'")
+
+
+def save_every(text: str) -> dict[str, float]:
+    """ "15 min" as {"minutes": 15.0}, "500 steps" as {"steps": 500}."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?) ?min|([1-9]\d*) ?steps", text)
+    check(match is not None and float(match[1] or 1) > 0, "save_every", text, "such as 15 min or 500 steps, or none")
+    assert match is not None
+    return {"minutes": float(match[1])} if match[1] else {"steps": int(match[2])}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,6 +118,13 @@ class TrainConfig:
     """Optimizer steps in which the learning rate rises linearly from 0."""
     clip: float | None = None
     """Largest norm of all gradients together; None for no clipping."""
+    ema: float | None = None
+    """Decay of a moving average of the weights, in (0, 1), which is then evaluated and kept in their place; None: no
+    average. Over the first steps the decay is smaller."""
+    sync_bn: bool = True
+    """Batch-norm statistics over the images of all processes; false: over each process's own."""
+    max_skipped_steps: int = 3
+    """Steps in a row whose loss or gradient is no finite number that are skipped and logged; one more ends the run."""
     label_smoothing: float = 0.0
     """Of the cross-entropy, when an analogue network is trained; in [0, 1)."""
     mixup: float = 0.0
@@ -116,10 +141,11 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "accumulate"):
             check(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
-        for name in ("min_lr", "momentum", "weight_decay", "warmup_steps"):
+        for name in ("min_lr", "momentum", "weight_decay", "warmup_steps", "max_skipped_steps"):
             check(getattr(self, name) >= 0, name, getattr(self, name), "at least 0")
         check(self.lr > 0, "lr", self.lr, "above 0")
         check(self.clip is None or self.clip > 0, "clip", self.clip, "above 0, or none")
+        check(self.ema is None or 0 < self.ema < 1, "ema", self.ema, "in (0, 1), or none")
         check(0 <= self.label_smoothing < 1, "label_smoothing", self.label_smoothing, "in [0, 1)")
         for name in ("mixup", "cutmix"):
             check(getattr(self, name) >= 0, name, getattr(self, name), "at least 0")
@@ -172,6 +198,7 @@ class DistillConfig:
         check(smoothing == 0, "train.label_smoothing", smoothing, "0 in distillation, which has loss.label_smoothing")
         _check_evaluation(self.eval_timesteps)
         _check_encoder(self.student, self.data)
+        _check_events(self.data, self.student, self.train)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -225,6 +252,7 @@ class SnnTrainingConfig:
         check(start != "calibrated" or bool(weights), "student.init", start, allowed)
         _check_evaluation(self.eval_timesteps)
         _check_encoder(student, self.data)
+        _check_events(self.data, student, self.train)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -262,3 +290,13 @@ def _check_evaluation(timesteps: list[int]) -> None:
 def _check_encoder(student: StudentConfig, data: DataConfig) -> None:
     good = student.encoder != "poisson" or data.random_erasing == 0
     check(good, "data.random_erasing", data.random_erasing, "0 with student.encoder=poisson: noise is no probability")
+
+
+def _check_events(data: DataConfig, student: StudentConfig, train: TrainConfig) -> None:
+    if not is_events(data):
+        return
+    check(student.encoder == "direct", "student.encoder", student.encoder, "direct with event data, which are spikes")
+    allowed = "teacher or scratch with event data: the teacher's activations are those of the sum over time"
+    check(student.init != "calibrated", "student.init", student.init, allowed)
+    for name in ("mixup", "cutmix"):
+        check(getattr(train, name) == 0, f"train.{name}", getattr(train, name), "0 with event frames")

@@ -13,17 +13,20 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from distill.adapter_start import start_adapters
+from distill.checkpoints import Checkpoints
 from distill.config import DistillConfig, TrainConfig
-from distill.data import Preprocessing, Splits, eval_loader, load_data, train_loader
+from distill.data import Preprocessing, Splits, eval_loader, load_data, prepare_loader, train_loader
+from distill.data.event_config import is_events
 from distill.evaluation import by_name, top1
 from distill.hybrid import HybridDistiller
 from distill.hybrid_network import check_hybrid, save_hybrid
-from distill.loop import fit, make_optimizer, unwrap
+from distill.loop import fit, unwrap
 from distill.losses import check_tap_weights, distillation_losses
 from distill.mixing import Mixing
 from distill.network_config import InitConfig
-from distill.results import image_extra, student_results, write_results
-from distill.runs import Checkpoints, stages_begun
+from distill.optimizers import make_optimizer
+from distill.results import image_extra, other_timesteps, student_results, write_results
+from distill.runs import stages_begun
 from distill.schedules import Stage, end_stages, hybrid_backward, prepare_stage, stages_of
 from distill.session import Session
 from distill.students import calibration_batches, make_student, probe_images
@@ -43,7 +46,7 @@ def run(config: DistillConfig, session: Session, resume: bool) -> dict[str, Any]
     started = time.perf_counter()
     accelerator, seed, workers = session.accelerator, config.run.seed, config.data.workers
     preprocessing = teacher_preprocessing(config.teacher)
-    data = load_data(config.data, preprocessing, seed)
+    data = load_data(config.data, preprocessing, seed, config.student.timesteps)
     log.info("%d images to train on, %d to evaluate on, %d classes", len(data.train), len(data.eval), len(data.classes))
     teacher = build_teacher(config.teacher, len(data.classes)).to(accelerator.device)
     check_classes(config.teacher, teacher, len(data.classes))
@@ -54,15 +57,16 @@ def run(config: DistillConfig, session: Session, resume: bool) -> dict[str, Any]
     earlier = sum(line["seconds"] for line in session.folder.metrics()) if resume else 0.0
     if not has_weights(config.teacher):
         log.info("the teacher comes without weights: it is trained first")
-        loader = accelerator.prepare(eval_loader(data.eval, config.teacher_train.batch_size, workers=workers))
+        whole = load_data(config.data, preprocessing, seed) if is_events(config.data) else data  # sums over time
+        loader = prepare_loader(accelerator, eval_loader(whole.eval, config.teacher_train.batch_size, workers=workers))
         teacher = train_teacher(
-            session, data, loader, config.teacher, config.teacher_train, config.run.seed, workers, resume
+            session, whole, loader, config.teacher, config.teacher_train, config.run.seed, workers, resume
         )
     set_seed(seed)  # from here on the same, whether the teacher was trained just now or not
     batches = None if begun else calibration_batches(data, config.init.calibration_images, seed, accelerator.device)
     distiller = make_distiller(config, teacher, images, preprocessing, init, batches)
     log.info("hybrids at %s", distiller.student_taps)
-    loader = accelerator.prepare(eval_loader(data.eval, config.train.batch_size, workers=workers))
+    loader = prepare_loader(accelerator, eval_loader(data.eval, config.train.batch_size, workers=workers))
     trained = _Training(config, session, data, preprocessing, images, loader)
     summary = trained.stages(distiller, begun, resume)
     summary["seconds"] = earlier + time.perf_counter() - started
@@ -132,7 +136,7 @@ class _Training:
                 self._start_adapters(distiller, stage)
             self._fit(distiller, stage, resume)
             if number > 0 and accelerator.is_main_process:
-                Checkpoints(session.folder, stages[number - 1].name).drop()
+                Checkpoints(session.folder.checkpoints / stages[number - 1].name).drop()
             self._save_hybrids(distiller, stage)
             accelerator.free_memory()
         end_stages(distiller)
@@ -164,6 +168,7 @@ class _Training:
             epochs_before=stage.epochs_before,
             lr_epochs=stage.lr_epochs,
             unused_parameters=stage.draw,
+            score="student_top1" if stage.student else f"hybrid_top1/{stage.taps[0]}",
         )
         # None where a resumed stage had no epoch left
         self.figures |= result.evaluation or self._accuracy(result.model, stage)
@@ -196,15 +201,14 @@ class _Training:
         seconds, images = (sum(line[name] for line in lines) for name in ("train_seconds", "images"))
         student: SpikingNetwork = distiller.student
         student.eval()
+        others = other_timesteps(self.config.data, self.config.eval_timesteps)
         return {
             "teacher_top1": last["teacher_top1"],
             "hybrid_top1": _of_taps(last, "hybrid_top1/"),
             "hybrid_agreement": _of_taps(last, "hybrid_agreement/"),
             "student_agreement": last["student_agreement"],
             "schedule": self.config.schedule.name,
-            **student_results(
-                accelerator, self.loader, student, last["student_top1"], self.config.eval_timesteps, seconds, images
-            ),
+            **student_results(accelerator, self.loader, student, last["student_top1"], others, seconds, images),
         }
 
 

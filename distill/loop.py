@@ -1,37 +1,46 @@
-"""The training loop, the same for every network: steps, epochs, checkpoints, metrics.
+"""The training loop, the same for every network: steps, epochs, checkpoints, metrics, faults.
 
 A step is one update of the optimizer. Losses are means over images.
 """
 
 from __future__ import annotations
 
-import difflib
-import math
+import contextlib
+import json
+import logging
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs
-from timm.optim import create_optimizer_v2, list_optimizers
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from distill.backward import Backward
+from distill.checkpoints import Checkpoint, CheckpointError, Checkpoints
 from distill.config import TrainConfig
+from distill.data.loaders import prepare_loader, sample_indices, skip_batches
+from distill.ema import WeightAverage
+from distill.interruption import Interruption, Preempted
+from distill.meters import Progress, recorded_rates
 from distill.mixing import Mixing
-from distill.runs import Checkpoints, RunFolder
+from distill.optimizers import make_optimizer, warmup_cosine
+from distill.processes import Agreement
+from distill.report import rate_warnings
+from distill.runs import RunFolder
+from distill.steps import NonFiniteLossError, StepGuard
+from models import synchronised_batch_norm
+
+log = logging.getLogger(__name__)
 
 CHECK_EVERY = 25
-"""Forward passes between two looks at the loss, each of which waits for the device."""
-
-
-class NonFiniteLossError(RuntimeError):
-    """The loss is no number any more."""
+"""Forward passes between two looks at loss and firing rates, which wait for the device."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +48,7 @@ class FitResult:
     """A trained model and what its training cost, the epochs before an interruption included."""
 
     model: nn.Module
-    """The wrapped model, still prepared, in evaluation mode."""
+    """The wrapped model, still prepared, in evaluation mode; with averaged weights where they are averaged."""
     evaluation: Mapping[str, float] | None
     """What `evaluate` said after the last epoch; None where a resumed training had no epoch left."""
     seconds: float
@@ -63,78 +72,38 @@ def fit(
     epochs_before: int = 0,
     lr_epochs: int | None = None,
     unused_parameters: bool = False,
+    score: str | None = None,
 ) -> FitResult:
-    """Trains a model, from the newest checkpoint of the stage if `resume` finds one.
+    """Trains a model, from the newest whole checkpoint of the stage if `resume` finds one.
+
+    Batches that do not fill a last step are left out of the epoch: each step has `config.accumulate` of them, so that
+    the learning rate does not depend on how a step's images are divided.
 
     Args:
         stage: names the checkpoints and the metrics: "teacher", "student", ...
         backward: the forward and backward passes of one batch; returns scalars by name, "total" for the loss.
         loader: training batches (images, labels), not prepared.
-        evaluate: called with the wrapped model in evaluation mode after each epoch; its numbers are logged.
+        evaluate: called with the wrapped model in evaluation mode after each epoch; its numbers are logged. The random
+            numbers that it draws are the same each time and leave those of the training as they are.
         mixing: mixes images and labels of each batch.
         epochs_before: epochs of earlier trainings on the same data: order, augmentation, mixing and the number of the
             step go on from there.
         lr_epochs: epochs of the trainings that share one learning rate curve, those before included; None for a curve
             of this training's own.
         unused_parameters: whether there are steps in which some parameters have no part, which DDP must be told.
+        score: the entry of what `evaluate` returns by which the best checkpoint is chosen; None: none is.
 
     Raises:
-        ValueError: for fewer images than the processes need for one batch each.
-        NonFiniteLossError: names the parts of the loss; the last checkpoint stays as it was.
+        ValueError: for fewer images than the processes need for one step, or a checkpoint of another number of
+            processes.
+        NonFiniteLossError: after more than `config.max_skipped_steps` bad steps in a row; names the parts of the loss
+            and the images. A checkpoint is written.
+        Preempted: at SIGTERM, after a checkpoint was written within the step.
     """
-    if config.channels_last:
-        model = model.to(memory_format=torch.channels_last)
-    optimizer = make_optimizer(model, config)
-    accelerator.gradient_accumulation_steps = config.accumulate
-    accelerator.ddp_handler = DistributedDataParallelKwargs(find_unused_parameters=unused_parameters)
-    model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
-    if len(loader) == 0:
-        raise ValueError(
-            "there are fewer training images than the batches of all processes together take "
-            f"({accelerator.num_processes} x batch_size {config.batch_size})"
-        )
-    steps_per_epoch = math.ceil(len(loader) / config.accumulate)
-    factor = warmup_cosine(config, (lr_epochs or config.epochs) * steps_per_epoch)
-    before = epochs_before if lr_epochs is not None else 0
-    scheduler = accelerator.prepare(LambdaLR(optimizer.optimizer, lambda step: factor(step + before * steps_per_epoch)))
-    checkpoints = Checkpoints(folder, stage)
-    first = _resume(accelerator, checkpoints, folder, stage) if resume else 0
-    evaluation = None
-    for epoch in range(first, config.epochs):
-        loader.set_epoch(epochs_before + epoch)  # type: ignore[attr-defined]  # Accelerate's loader
-        started = time.perf_counter()
-        lr = scheduler.get_last_lr()[0]
-        means, count = _train_epoch(
-            accelerator, model, backward, loader, optimizer, scheduler, config, stage, epoch, mixing, epochs_before
-        )
-        seconds = time.perf_counter() - started
-        evaluation = evaluate(model.eval())
-        metrics = {
-            "stage": stage,
-            "epoch": epoch + 1,
-            "steps": (epoch + 1) * steps_per_epoch,
-            "lr": lr,
-            **{f"loss/{name}": value for name, value in means.items()},
-            **evaluation,
-            "images": count,
-            "train_seconds": seconds,
-            "images_per_second": count / seconds,
-            "seconds": time.perf_counter() - started,
-        }
-        if accelerator.is_main_process:
-            folder.append_metrics(metrics)
-        numbers = {f"{stage}/{name}": value for name, value in metrics.items() if name not in ("stage", "epoch")}
-        # trackers want steps that rise over all stages: the lines of the metrics so far; the main process alone tracks
-        accelerator.log(numbers, step=len(folder.metrics()))
-        checkpoints.save(
-            epoch + 1,
-            lambda path: accelerator.save_state(str(path)),
-            accelerator.is_main_process,
-            accelerator.wait_for_everyone,
-        )
-    epochs = [line for line in folder.metrics() if line["stage"] == stage]
-    seconds, images = (sum(line[name] for line in epochs) for name in ("train_seconds", "images"))
-    return FitResult(model.eval(), evaluation, seconds, images)
+    return _Fit(
+        stage, accelerator, model, backward, loader, evaluate, config, folder, mixing, epochs_before, lr_epochs,
+        unused_parameters, score,
+    ).run(resume)  # fmt: skip
 
 
 def unwrap(accelerator: Accelerator, model: nn.Module) -> nn.Module:
@@ -149,128 +118,284 @@ def channels_last(images: Tensor) -> Tensor:
     return images.contiguous(memory_format=torch.channels_last) if images.ndim == 4 else images
 
 
-def _train_epoch(
-    accelerator: Accelerator,
-    model: nn.Module,
-    backward: Backward,
-    loader: DataLoader,
-    optimizer: Any,
-    scheduler: Any,
-    config: TrainConfig,
-    stage: str,
-    epoch: int,
-    mixing: Mixing | None,
-    epochs_before: int,
-) -> tuple[dict[str, float], int]:
-    """One pass over the data; returns the mean of each part of the loss and the number of images."""
-    model.train()
-    sums = _Sums()
-    count = 0
-    title = f"{stage} {epoch + 1}/{config.epochs}"
-    bar = tqdm(loader, title, disable=not accelerator.is_local_main_process, leave=False, mininterval=1.0)
-    past = epochs_before + epoch
-    steps_before = past * math.ceil(len(loader) / config.accumulate)
-    for batch, (images, labels) in enumerate(bar):
+class _Fit:
+    """One training: what `fit` was given, and how far it is."""
+
+    def __init__(
+        self, stage, accelerator, model, backward, loader, evaluate, config, folder, mixing, epochs_before, lr_epochs,
+        unused_parameters, score,
+    ):  # fmt: skip
+        self.stage: str = stage
+        self.accelerator: Accelerator = accelerator
+        self.backward: Backward = backward
+        self.evaluate: Callable[[nn.Module], Mapping[str, float]] = evaluate
+        self.config: TrainConfig = config
+        self.folder: RunFolder = folder
+        self.mixing: Mixing | None = mixing
+        self.epochs_before: int = epochs_before
+        self.score: str | None = score
+        self.indices_of: DataLoader = loader
         if config.channels_last:
-            images = channels_last(images)
-        count += len(labels)
-        if mixing is not None and mixing.enabled:
-            images, labels = mixing(images, labels, past * len(loader) + batch, accelerator.process_index)
-        with accelerator.accumulate(model):
-            parts = backward(accelerator, model, images, labels, steps_before + batch // config.accumulate)
-            if accelerator.sync_gradients and config.clip is not None:
-                accelerator.clip_grad_norm_(model.parameters(), config.clip)
-            optimizer.step()
+            model = model.to(memory_format=torch.channels_last)
+        optimizer = make_optimizer(model, config)
+        accelerator.gradient_accumulation_steps = config.accumulate
+        accelerator.ddp_handler = DistributedDataParallelKwargs(find_unused_parameters=unused_parameters)
+        self.network: nn.Module = model
+        self.model, self.optimizer = accelerator.prepare(model, optimizer)
+        self.loader = prepare_loader(accelerator, loader)
+        self.steps_per_epoch = len(self.loader) // config.accumulate
+        if self.steps_per_epoch == 0:
+            passes = f" x accumulate {config.accumulate}" if config.accumulate > 1 else ""
+            raise ValueError(
+                "there are fewer training images than one step of all processes together takes "
+                f"({accelerator.num_processes} x batch_size {config.batch_size}{passes})"
+            )
+        self.batches = self.steps_per_epoch * config.accumulate
+        factor = warmup_cosine(config, (lr_epochs or config.epochs) * self.steps_per_epoch)
+        before = (epochs_before if lr_epochs is not None else 0) * self.steps_per_epoch
+        self.scheduler = accelerator.prepare(LambdaLR(optimizer, lambda step: factor(step + before)))
+        self.checkpoints = Checkpoints(folder.checkpoints / stage, folder.saving.keep)
+        self.agreement = Agreement(accelerator)
+        self.interruption = Interruption()
+        self.average = None if config.ema is None else WeightAverage(model, config.ema)
+        self.guard = StepGuard(accelerator, self.model)
+        self.progress = Progress()
+        self.saved = time.monotonic()
+
+    def run(self, resume: bool) -> FitResult:
+        if resume:
+            self._resume()
+        evaluation = None
+        with self.interruption.listening():
+            while self.progress.epochs < self.config.epochs:
+                evaluation = self._epoch()
+        if self.average is not None:
+            self.average.give()
+        lines = [line for line in self.folder.metrics() if line["stage"] == self.stage]
+        seconds, images = (sum(line[name] for line in lines) for name in ("train_seconds", "images"))
+        return FitResult(self.model.eval(), evaluation, seconds, images)
+
+    def _epoch(self) -> Mapping[str, float]:
+        """The rest of the epoch that runs, its evaluation, its line of metrics, its checkpoint."""
+        started, progress = time.perf_counter(), self.progress
+        before = progress.seconds
+        first_lr = self._lr(progress.epochs * self.steps_per_epoch)
+        self._train(started - before)
+        evaluation = self._evaluation()
+        images = self.accelerator.reduce(torch.tensor(float(progress.images), device=self.accelerator.device), "sum")
+        rates = {n.removeprefix("student."): r for n, r in progress.rates.over_all(self.accelerator).items()}
+        metrics = {
+            "stage": self.stage,
+            "epoch": progress.epochs + 1,
+            "steps": (progress.epochs + 1) * self.steps_per_epoch,
+            "lr": first_lr,
+            **{f"loss/{name}": value for name, value in progress.losses.over_all(self.accelerator).items()},
+            **evaluation,
+            **{f"firing_rate/{name}": value for name, value in rates.items()},
+            **({"skipped_steps": progress.skipped} if progress.skipped else {}),
+            "images": int(images.item()),
+            "train_seconds": progress.seconds,
+            "images_per_second": images.item() / max(progress.seconds, 1e-9),
+            "seconds": before + time.perf_counter() - started,
+        }
+        for line in rate_warnings(rates):
+            log.info("warning: in epoch %d %s", progress.epochs + 1, line)
+        if self.accelerator.is_main_process:
+            self.folder.append_metrics(metrics)
+        numbers = {f"{self.stage}/{name}": value for name, value in metrics.items() if name not in ("stage", "epoch")}
+        # trackers want steps that rise over all stages: the lines of the metrics so far; the main process alone tracks
+        self.accelerator.log(numbers, step=len(self.folder.metrics()))
+        self.progress = progress.next_epoch()
+        self._save(evaluation)
+        return evaluation
+
+    def _train(self, started: float) -> None:
+        """The steps that are left of the epoch.
+
+        Args:
+            started: `time.perf_counter()` of its beginning, less the time that an interruption took.
+        """
+        progress, config, accelerator = self.progress, self.config, self.accelerator
+        past = self.epochs_before + progress.epochs
+        self.loader.set_epoch(past)  # Accelerate's loader
+        self.model.train()
+        title = f"{self.stage} {progress.epochs + 1}/{config.epochs}"
+        batches = skip_batches(self.loader, progress.batches) if progress.batches else self.loader
+        bar = tqdm(
+            batches, title, total=self.batches, initial=progress.batches,
+            disable=not accelerator.is_local_main_process, leave=False, mininterval=1.0,
+        )  # fmt: skip
+        for images, labels in bar:
+            if progress.batches == self.batches:  # the rest fills no step; read, because Accelerate counts the end
+                continue
+            if config.channels_last:
+                images = channels_last(images)
+            progress.images += len(labels)
+            number = past * len(self.loader) + progress.batches
+            if self.mixing is not None and self.mixing.enabled:
+                images, labels = self.mixing(images, labels, number, accelerator.process_index)
+            looked_at = progress.batches % CHECK_EVERY == 0
+            step = past * self.steps_per_epoch + progress.batches // config.accumulate
+            progress.batches += 1
+            self._pass(images, labels, step, looked_at)
+            progress.seconds = time.perf_counter() - started
             if accelerator.sync_gradients:
-                scheduler.step()
-            optimizer.zero_grad()
-        sums.add(parts, len(labels))
-        if batch % CHECK_EVERY == 0:
-            total = _checked(sums.means(accelerator), stage, epoch, config)["total"]
-            bar.set_postfix(loss=f"{total:.3f}", lr=f"{scheduler.get_last_lr()[0]:.2g}")
-    images_of_all = accelerator.reduce(torch.tensor(float(count), device=accelerator.device), "sum")
-    return _checked(sums.means(accelerator), stage, epoch, config), int(images_of_all.item())
+                self._between_steps()
+            if looked_at:
+                means = progress.losses.over_all(accelerator)  # none where no step has ended yet
+                loss = {"loss": f"{means['total']:.3f}"} if means else {}
+                bar.set_postfix(**loss, lr=f"{self.scheduler.get_last_lr()[0]:.2g}")
 
+    def _pass(self, images: Tensor, labels: Tensor, step: int, looked_at: bool) -> None:
+        """Forward and backward of one batch and, behind the last of a step, the optimizer's move."""
+        accelerator, guard, progress = self.accelerator, self.guard, self.progress
+        recording = recorded_rates(self.network) if looked_at else contextlib.nullcontext({})
+        with (
+            accelerator.accumulate(self.model),
+            synchronised_batch_norm(self.config.sync_bn),
+            recording as rates,
+        ):
+            guard.before_pass()
+            parts = self.backward(accelerator, self.model, images, labels, step)
+            guard.after_pass(parts, len(labels), rates)
+            if accelerator.sync_gradients:
+                norm = None
+                if self.config.clip is not None:
+                    norm = accelerator.clip_grad_norm_(self.model.parameters(), self.config.clip)
+                good = self.agreement.any_of(not guard.finite(norm)) == [False]
+                if good or accelerator.scaler is not None:  # the scaler skips by itself, and wants to know
+                    self.optimizer.step()
+                if good:
+                    guard.keep(progress)
+                    if self.average is not None:
+                        self.average.update()
+                        progress.averaged = self.average.steps
+                else:
+                    guard.skip(progress)
+                with warnings.catch_warnings():  # torch warns where the very first step was skipped
+                    warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")
+                    self.scheduler.step()
+            self.optimizer.zero_grad()
+        if accelerator.sync_gradients and progress.skipped_in_a_row:
+            self._after_a_bad_step(step)
 
-class _Sums:
-    """The parts of the loss, each summed over the images of the batches that had it."""
-
-    def __init__(self) -> None:
-        self._sums: dict[str, Tensor] = {}
-        self._counts: dict[str, int] = {}
-
-    def add(self, parts: Mapping[str, Tensor], images: int) -> None:
-        for name, value in parts.items():
-            self._sums[name] = self._sums.get(name, 0.0) + value.float() * images  # type: ignore[operator]
-            self._counts[name] = self._counts.get(name, 0) + images
-
-    def means(self, accelerator: Accelerator) -> dict[str, float]:
-        """Means over the images of all processes, which have all had the same parts."""
-        counts = torch.tensor([float(self._counts[name]) for name in self._sums], device=accelerator.device)
-        sums, counts = accelerator.reduce(torch.stack([torch.stack([*self._sums.values()]), counts]), "sum").cpu()
-        return dict(zip(self._sums, (sums / counts).tolist(), strict=True))
-
-
-def _checked(means: dict[str, float], stage: str, epoch: int, config: TrainConfig) -> dict[str, float]:
-    """The same, if all are numbers; all processes find out at once, because all have the same means."""
-    if not all(math.isfinite(value) for value in means.values()):
-        parts = ", ".join(f"{name} {value:g}" for name, value in means.items())
+    def _after_a_bad_step(self, step: int) -> None:
+        """Says which images it had; ends the training after too many."""
+        progress, config = self.progress, self.config
+        found = f"in step {step + 1} (epoch {progress.epochs + 1}) of the {self.stage} ({self.guard.parts()})"
+        numbers = self.agreement.gather(self._sample_numbers())
+        shown = [number for of_rank in numbers for number in of_rank]
+        samples = f"images {shown[:64]}{' ...' if len(shown) > 64 else ''}" if shown else "images of a stream"
+        if progress.skipped_in_a_row <= config.max_skipped_steps:
+            log.info("warning: the loss or its gradient is no finite number %s: step skipped; %s", found, samples)
+            return
+        kept = self._save(None)
         raise NonFiniteLossError(
-            f"the loss is no finite number any more in epoch {epoch + 1} of the {stage} ({parts}). Checkpoints of "
-            f"earlier epochs are kept; lower train.lr ({config.lr}) or set train.clip (now {config.clip})"
+            f"the loss or its gradient is no finite number {found}, {progress.skipped_in_a_row} times in a row; "
+            f"{samples}. {kept}; lower train.lr ({config.lr}) or set train.clip (now {config.clip}), and continue "
+            "with --resume --allow-changed train.lr"
         )
-    return means
 
+    def _sample_numbers(self) -> list[int]:
+        """Of this process's images of the step behind us, their places in the training set."""
+        epoch, accelerator = self.epochs_before + self.progress.epochs, self.accelerator
+        first = self.progress.batches - self.config.accumulate
+        rank, processes = accelerator.process_index, accelerator.num_processes
+        batches = range(first, self.progress.batches)
+        return [n for batch in batches for n in sample_indices(self.indices_of, epoch, batch, rank, processes)]
 
-def _resume(accelerator: Accelerator, checkpoints: Checkpoints, folder: RunFolder, stage: str) -> int:
-    """Loads the newest checkpoint; returns the number of finished epochs."""
-    latest = checkpoints.latest()
-    epochs = 0 if latest is None else latest[0]
-    if accelerator.is_main_process:
-        folder.drop_metrics(lambda line: line["stage"] != stage or line["epoch"] <= epochs)
-    if latest is not None:
-        accelerator.load_state(str(latest[1]))
-    return epochs
+    def _between_steps(self) -> None:
+        """Saves where it is time to; ends where it was asked for."""
+        steps = self.progress.epochs * self.steps_per_epoch + self.progress.batches // self.config.accumulate
+        due = self.accelerator.is_main_process and self.folder.saving.due(steps, time.monotonic() - self.saved)
+        due, asked = self.agreement.any_of(due, self.interruption.asked)
+        if asked:
+            self._stop()
+        if due:
+            self._save(None)
 
+    def _evaluation(self) -> Mapping[str, float]:
+        devices = [self.accelerator.device] if self.accelerator.device.type == "cuda" else []
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(torch.random.fork_rng(devices))
+            torch.manual_seed(0)
+            if self.average is not None:
+                stack.enter_context(self.average.in_use())
+            evaluation = self.evaluate(self.model.eval())
+        if any(self.agreement.any_of(self.interruption.asked)):
+            self._stop()
+        return evaluation
 
-def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
-    """timm's optimizer by name, without weight decay on biases and norms.
+    def _stop(self) -> None:
+        kept = self._save(None)
+        raise Preempted(f"asked to stop (SIGTERM) in epoch {self.progress.epochs + 1} of the {self.stage}: {kept}")
 
-    Raises:
-        ValueError: for a name that timm does not know, or settings that the optimizer refuses.
-    """
-    name = config.optimizer
-    if name.lower() not in list_optimizers():
-        close = difflib.get_close_matches(name, list_optimizers(), n=3) or list_optimizers()
-        raise ValueError(f"optimizer: timm knows no {name!r}; close to it: {close}")
-    if name.lower() == "sgd" and config.momentum == 0:
-        name = "momentum"  # timm's name of SGD without Nesterov's step, which needs a momentum
-    try:
-        return create_optimizer_v2(
-            model,
-            opt=name,
-            lr=config.lr,
-            weight_decay=config.weight_decay,
-            momentum=config.momentum,
-            filter_bias_and_bn=True,
+    def _lr(self, step: int) -> float:
+        """The learning rate of a step of this training."""
+        return self.config.lr * self.scheduler.scheduler.lr_lambdas[0](step)
+
+    def _save(self, evaluation: Mapping[str, float] | None) -> str:
+        """Writes a checkpoint; where that fails, the older ones stay and the training goes on. Returns what to say."""
+        accelerator, progress = self.accelerator, self.progress
+
+        def write(path: Path) -> None:
+            accelerator.save_state(str(path))
+            (path / f"progress_{accelerator.process_index}.json").write_text(json.dumps(progress.plain()))
+            if self.average is not None and accelerator.is_main_process:
+                self.average.save(path / "average.safetensors")
+
+        def everywhere(error: BaseException | None) -> None:
+            if (text := self.agreement.first_error(error)) is not None:
+                raise CheckpointError(text)
+
+        facts = {
+            "processes": accelerator.num_processes,
+            "score": None if evaluation is None or self.score is None else evaluation.get(self.score),
+        }
+        self.saved = time.monotonic()
+        try:
+            self.checkpoints.save(
+                progress.epochs, progress.batches, write, everywhere, accelerator.is_main_process, facts
+            )
+        except CheckpointError as error:
+            last = self.checkpoints.newest(say=False)
+            kept = "no checkpoint was written before" if last is None else f"the last good one is {last.path}"
+            log.info("warning: no checkpoint could be written (%s); %s", error, kept)
+            return f"no checkpoint could be written ({error}); {kept}"
+        return f"a checkpoint is in {self.checkpoints.path}"
+
+    def _resume(self) -> None:
+        """Loads the newest whole checkpoint, the state of the training's random numbers included."""
+        accelerator = self.accelerator
+        found = self._checkpoint()
+        epochs = 0 if found is None else found.epochs
+        if accelerator.is_main_process:
+            self.checkpoints.drop_newer(found)
+            self.folder.drop_metrics(lambda line: line["stage"] != self.stage or line["epoch"] <= epochs)
+        accelerator.wait_for_everyone()
+        if found is None:
+            return
+        accelerator.load_state(str(found.path))
+        path = found.path / f"progress_{accelerator.process_index}.json"
+        if path.exists():
+            self.progress = Progress.of_plain(json.loads(path.read_text()))
+        else:  # of a process that was not there; only at the end of an epoch, where nothing else is in it
+            self.progress = Progress(found.epochs)
+        if self.average is not None:
+            self.average.load(found.path / "average.safetensors", self.progress.averaged)
+
+    def _checkpoint(self) -> Checkpoint | None:
+        """The one to resume from, the same on all processes: the main process looks."""
+        found = self.checkpoints.newest() if self.accelerator.is_main_process else None
+        found = self.agreement.gather(found)[0]
+        processes = None if found is None else self.checkpoints.facts(found).get("processes")
+        if found is None or processes == self.accelerator.num_processes:
+            return found
+        if "processes" in self.folder.saving.allow_changed:
+            return self.checkpoints.newest(say=False, epoch_ends=True)
+        now = self.accelerator.num_processes
+        raise ValueError(
+            f"the checkpoint {found.path} is of {processes} process(es), now there are {now}, "
+            "which changes the batches; start as many, or say --allow-changed processes (it continues at the last end "
+            "of an epoch)"
         )
-    except (ValueError, AssertionError, TypeError) as error:
-        raise ValueError(f"optimizer: {name!r} refuses these settings: {error}") from error
-
-
-def warmup_cosine(config: TrainConfig, steps: int) -> Callable[[int], float]:
-    """The learning rate of each optimizer step as a share of `config.lr`: linear from 0, then half a cosine.
-
-    Args:
-        steps: optimizer steps of the whole training; the cosine reaches `config.min_lr` after the last of them.
-    """
-    floor = config.min_lr / config.lr
-    warmup = min(config.warmup_steps, steps)
-
-    def factor(step: int) -> float:
-        if step < warmup:
-            return (step + 1) / (warmup + 1)
-        progress = (step - warmup) / max(1, steps - warmup)
-        return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
-
-    return factor

@@ -1,6 +1,6 @@
 """The folder of a run: what is written where, a name of its own, and how an interrupted run is found again.
 
-config.yaml     the resolved configuration        checkpoints/   what --resume continues from
+config.yaml     the resolved configuration        checkpoints/   what --resume continues from (distill.checkpoints)
 metrics.jsonl   one JSON object an epoch          teacher/       a teacher trained on the spot
 summary.json    the results                       student/       the spiking network
 hybrids/        a network for each tap
@@ -9,32 +9,73 @@ hybrids/        a network for each tap
 from __future__ import annotations
 
 import contextlib
+import difflib
 import itertools
 import json
 import logging
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from distill.config import RunConfig
+from distill.checkpoints import Checkpoints
+from distill.config import RunConfig, save_every
 from models.io import replace_text
 
 log = logging.getLogger(__name__)
 
 CONFIG, METRICS, SUMMARY = "config.yaml", "metrics.jsonl", "summary.json"
 
-MAY_CHANGE = ("run.dir", "run.name", "run.trackers", "run.threads", "data.workers", "data.in_memory")
+MAY_CHANGE = (
+    "run.dir",
+    "run.name",
+    "run.trackers",
+    "run.threads",
+    "run.save_every",
+    "run.keep_checkpoints",
+    "data.workers",
+    "data.in_memory",
+)
 """What may differ when a run is resumed: none of it changes a number."""
+
+PROCESSES = "processes"
+"""What --allow-changed calls the number of processes, which is no field of the configuration."""
+
+
+@dataclass(frozen=True)
+class Saving:
+    """When checkpoints are written, besides at the end of each epoch, and which are kept."""
+
+    keep: int = 2
+    """Of the newest ones; the best is kept besides."""
+    minutes: float | None = None
+    """Between two of them."""
+    steps: int | None = None
+    """Of the optimizer, between two of them."""
+    allow_changed: tuple[str, ...] = ()
+    """Dotted names of the configuration that may differ from those of the run that is resumed."""
+
+    def due(self, steps: int, seconds: float) -> bool:
+        """Whether it is time to, after so many steps of the stage and seconds since the last one."""
+        if self.minutes is not None and seconds >= 60 * self.minutes:
+            return True
+        return self.steps is not None and steps % self.steps == 0
 
 
 class RunFolder:
     """One run's folder. Only the main process writes to it."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, saving: Saving | None = None) -> None:
         self.path = path
+        self.saving = saving or Saving()
+
+    @property
+    def checkpoints(self) -> Path:
+        """A folder for each stage is in it."""
+        return self.path / "checkpoints"
 
     def append_metrics(self, values: dict[str, Any]) -> None:
         with (self.path / METRICS).open("a") as file:
@@ -57,38 +98,13 @@ class RunFolder:
         replace_text(self.path / SUMMARY, json.dumps(values, indent=2) + "\n")
 
 
-class Checkpoints:
-    """The checkpoints of one stage of a run: written aside, moved into place, the older one deleted after that."""
-
-    def __init__(self, folder: RunFolder, stage: str) -> None:
-        self.path = folder.path / "checkpoints" / stage
-
-    def latest(self) -> tuple[int, Path] | None:
-        """Finished epochs and folder of the newest whole checkpoint."""
-        found = [(int(p.name.removeprefix("epoch_")), p) for p in self.path.glob("epoch_*") if p.is_dir()]
-        return max(found, default=None)
-
-    def save(self, epochs: int, write: Callable[[Path], None], is_main: bool, wait: Callable[[], None]) -> None:
-        """Saves the state after so many finished epochs; `write` is called on every process."""
-        temporary, final = self.path / "unfinished", self.path / f"epoch_{epochs:04d}"
-        if is_main:
-            shutil.rmtree(temporary, ignore_errors=True)
-            temporary.mkdir(parents=True)
-        wait()
-        write(temporary)
-        wait()
-        if is_main:
-            older = [p for p in self.path.glob("epoch_*") if p != final]
-            temporary.rename(final)
-            for path in older:
-                shutil.rmtree(path)
-
-    def drop(self) -> None:
-        """Deletes them all: a later stage's have taken their place. On the main process only."""
-        shutil.rmtree(self.path, ignore_errors=True)
+def saving_of(config: RunConfig, allow_changed: Sequence[str] = ()) -> Saving:
+    """What the configuration says of checkpoints."""
+    every = save_every(config.save_every) if config.save_every is not None else {}
+    return Saving(config.keep_checkpoints, every.get("minutes"), every.get("steps"), tuple(allow_changed))  # type: ignore[arg-type]
 
 
-def open_run(config: RunConfig, resume: bool, resolved: dict[str, Any]) -> RunFolder:
+def open_run(config: RunConfig, resume: bool, resolved: dict[str, Any], allow_changed: Sequence[str] = ()) -> RunFolder:
     """Makes the folder of a new run, or finds the one to resume. Call it on the main process only.
 
     A run to resume is the unfinished one in the folder of that name, else the newest unfinished one among its
@@ -96,16 +112,22 @@ def open_run(config: RunConfig, resume: bool, resolved: dict[str, Any]) -> RunFo
 
     Args:
         resolved: the whole configuration, in YAML types.
+        allow_changed: dotted names of it (or of groups) that may differ from those of the run to resume.
 
     Raises:
-        ValueError: if the run to resume had another configuration; names the fields.
+        ValueError: if the run to resume had another configuration; names the fields. Or for an unknown name.
     """
+    _check_names(allow_changed, resolved, resume)
     wanted = _wanted(config)
     text = yaml.safe_dump(resolved, sort_keys=False)
     if resume and (path := _to_resume(wanted)) is not None:
         if _saved_anything(path):
-            _check_same(_read_config(path), resolved, path)
+            saved = _read_config(path)
+            _check_same(saved, resolved, path, allow_changed)
             log.info("resuming the run in %s", path)
+            if flatten(saved) != flatten(resolved):
+                _keep_old(path)
+                replace_text(path / CONFIG, text)
         else:
             log.info("nothing was saved yet in %s: the run starts from the beginning", path)
             replace_text(path / CONFIG, text)
@@ -127,9 +149,10 @@ def open_run(config: RunConfig, resume: bool, resolved: dict[str, Any]) -> RunFo
 
 
 def stages_begun(config: RunConfig) -> set[str]:
-    """The stages of which the run that --resume would continue has a checkpoint; looks, and makes nothing."""
+    """The stages of which the run that --resume would continue has a whole checkpoint; looks, and makes nothing."""
     path = _to_resume(_wanted(config))
-    return set() if path is None else {found.parent.name for found in path.glob("checkpoints/*/epoch_*")}
+    stages = [] if path is None else [found for found in RunFolder(path).checkpoints.glob("*") if found.is_dir()]
+    return {found.name for found in stages if Checkpoints(found).newest(say=False) is not None}
 
 
 def _wanted(config: RunConfig) -> Path:
@@ -147,7 +170,14 @@ def _to_resume(wanted: Path) -> Path | None:
 
 def _saved_anything(path: Path) -> bool:
     """Whether a run left more than its configuration."""
-    return (path / SUMMARY).exists() or (path / "teacher").exists() or any(path.glob("checkpoints/*/epoch_*"))
+    checkpoints = RunFolder(path).checkpoints.glob("*/epoch_*")
+    return (path / SUMMARY).exists() or (path / "teacher").exists() or any(checkpoints)
+
+
+def _keep_old(path: Path) -> None:
+    """Earlier configurations of a run that was resumed with another: config.1.yaml is the first."""
+    number = next(n for n in itertools.count(1) if not (path / f"config.{n}.yaml").exists())
+    shutil.copyfile(path / CONFIG, path / f"config.{number}.yaml")
 
 
 def _read_config(path: Path) -> dict[str, Any]:
@@ -160,15 +190,31 @@ def _read_config(path: Path) -> dict[str, Any]:
     return saved
 
 
-def _check_same(saved: dict[str, Any], resolved: dict[str, Any], path: Path) -> None:
+def _check_same(saved: dict[str, Any], resolved: dict[str, Any], path: Path, allow_changed: Sequence[str]) -> None:
     old, new = flatten(saved), flatten(resolved)
-    changed = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key) and key not in MAY_CHANGE]
+    changed = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
+    changed = [key for key in changed if not _among(key, (*MAY_CHANGE, *allow_changed))]
     if changed:
         shown = ", ".join(f"{key} (was {old.get(key)!r}, is {new.get(key)!r})" for key in changed[:5])
         raise ValueError(
-            f"the run in {path} cannot be resumed with another configuration: {shown}. "
-            "Give it the same, or start a new run without --resume"
+            f"the run in {path} cannot be resumed with another configuration: {shown}. Give it the same, start a new "
+            f"run without --resume, or say --allow-changed {' '.join(changed[:5])}"
         )
+
+
+def _check_names(allow_changed: Sequence[str], resolved: dict[str, Any], resume: bool) -> None:
+    if allow_changed and not resume:
+        raise ValueError("--allow-changed means nothing without --resume")
+    known = [*flatten(resolved), PROCESSES]
+    for name in allow_changed:
+        if name != PROCESSES and not any(_among(key, (name,)) for key in known):
+            close = difflib.get_close_matches(name, known, n=3) or list(resolved)
+            raise ValueError(f"--allow-changed {name}: there is no such field; allowed: {', '.join(close)}")
+
+
+def _among(key: str, names: Sequence[str]) -> bool:
+    """Whether a dotted name is among some, or in a group that is."""
+    return any(key == name or key.startswith(f"{name}.") for name in names)
 
 
 def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -11,7 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from distill.config import EvaluationConfig, RunConfig
-from distill.data import Preprocessing, Splits, eval_loader, load_data
+from distill.data import Preprocessing, Splits, eval_loader, load_data, prepare_loader
+from distill.data.event_config import is_events
+from distill.data.event_frames import summed
 from distill.evaluation import TEACHER, firing_rates, top1
 from distill.hybrid_network import KIND, Hybrid, load_hybrid
 from distill.report import rate_warnings, versions
@@ -40,19 +42,24 @@ def run(config: EvaluationConfig) -> dict[str, Any]:
         trackers=[], mixed_precision=config.mixed_precision, compile=config.compile, threads=config.threads
     )
     accelerator = start(settings, False, "run: {}").accelerator
-    data = load_data(config.data, preprocessing, settings.seed)
+    data = load_data(config.data, preprocessing, settings.seed, network.timesteps)
     _check_classes(network, data, config.model)
     teacher = None
     if has_weights(config.teacher):
         teacher = build_teacher(config.teacher, len(data.classes)).to(accelerator.device).eval()
         check_classes(config.teacher, teacher, len(data.classes))
-    loader = accelerator.prepare(eval_loader(data.eval, config.batch_size, workers=config.data.workers))
+    loader = prepare_loader(accelerator, eval_loader(data.eval, config.batch_size, workers=config.data.workers))
     network = network.to(accelerator.device).to(memory_format=torch.channels_last)
     own = network.timesteps
     rows = {}
     for steps in sorted({own, *config.timesteps}):
         network.timesteps = steps
-        rows[steps] = top1(accelerator, loader, lambda images: _logits(network, teacher, images))
+        if steps != own and is_events(config.data):  # the recordings are cut anew, into as many frames
+            others = load_data(config.data, preprocessing, settings.seed, steps)
+            cut = prepare_loader(accelerator, eval_loader(others.eval, config.batch_size, workers=config.data.workers))
+        else:
+            cut = loader
+        rows[steps] = top1(accelerator, cut, lambda images: _logits(network, teacher, images))
     network.timesteps = own
     rates = firing_rates(accelerator, loader, network)
     result = {
@@ -105,7 +112,7 @@ def evaluation_table(result: dict[str, Any]) -> str:
 
 
 def _logits(network: nn.Module, teacher: nn.Module | None, images: Tensor) -> dict[str, Tensor]:
-    return {**({} if teacher is None else {TEACHER: teacher(images)}), "top1": network(images)}
+    return {**({} if teacher is None else {TEACHER: teacher(summed(images))}), "top1": network(images)}
 
 
 def _preprocessing(network: SpikingNetwork | Hybrid, folder: str) -> Preprocessing:

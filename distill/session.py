@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -13,7 +14,7 @@ from accelerate.tracking import get_available_trackers
 from accelerate.utils import LoggerType, broadcast_object_list, set_seed
 
 from distill.config import RunConfig
-from distill.runs import RunFolder, flatten, open_run
+from distill.runs import RunFolder, flatten, open_run, saving_of
 from models import compile_kernels
 
 
@@ -24,12 +25,16 @@ class Session:
     that a mistyped command leaves nothing behind.
     """
 
-    def __init__(self, accelerator: Accelerator, config: RunConfig, resume: bool, config_text: str) -> None:
+    def __init__(
+        self, accelerator: Accelerator, config: RunConfig, resume: bool, config_text: str, allow_changed: Sequence[str]
+    ) -> None:
         self.accelerator = accelerator
         self.config = config
         self.resume = resume
         self.config_text = config_text
         """The resolved configuration, as YAML."""
+        self.allow_changed = allow_changed
+        """What may differ from the run that is resumed, as dotted names."""
         self._folder: RunFolder | None = None
 
     @property
@@ -44,7 +49,7 @@ class Session:
         opened: list = [None, None]
         if self.accelerator.is_main_process:
             try:  # the other processes wait for the outcome, whatever it is
-                opened = [open_run(self.config, self.resume, resolved).path, None]
+                opened = [open_run(self.config, self.resume, resolved, self.allow_changed).path, None]
             except (OSError, ValueError) as error:
                 opened = [None, str(error)]
         broadcast_object_list(opened)
@@ -56,10 +61,10 @@ class Session:
             kinds = (int, float, str, bool)
             flat = {key: v if isinstance(v, kinds) else str(v) for key, v in flatten(resolved).items()}
             self.accelerator.init_trackers("tracking", flat)
-        return RunFolder(Path(path))
+        return RunFolder(Path(path), saving_of(self.config, self.allow_changed))
 
 
-def start(config: RunConfig, resume: bool, config_text: str) -> Session:
+def start(config: RunConfig, resume: bool, config_text: str, allow_changed: Sequence[str] = ()) -> Session:
     """Starts Accelerate, logging, threads and seeds.
 
     Raises:
@@ -87,7 +92,7 @@ def start(config: RunConfig, resume: bool, config_text: str) -> Session:
     torch.backends.cudnn.deterministic = True  # equal seeds, equal weights
     resolved = yaml.safe_load(config_text)
     resolved["run"]["mixed_precision"] = accelerator.mixed_precision  # which may have come from the launcher
-    return Session(accelerator, config, resume, yaml.safe_dump(resolved, sort_keys=False))
+    return Session(accelerator, config, resume, yaml.safe_dump(resolved, sort_keys=False), allow_changed)
 
 
 def _set_threads(accelerator: Accelerator, threads: int | None) -> None:

@@ -14,12 +14,13 @@ from torch import Tensor
 
 from distill.backward import Backward, each_step, once
 from distill.config import SnnTrainingConfig
-from distill.data import Preprocessing, Splits, eval_loader, load_data, train_loader
+from distill.data import Preprocessing, Splits, eval_loader, load_data, prepare_loader, train_loader
 from distill.evaluation import top1
-from distill.loop import fit, make_optimizer, unwrap
+from distill.loop import fit, unwrap
 from distill.mixing import Mixing
 from distill.network_config import InitConfig
-from distill.results import student_results, write_results
+from distill.optimizers import make_optimizer
+from distill.results import other_timesteps, student_results, write_results
 from distill.runs import stages_begun
 from distill.session import Session
 from distill.snn_losses import SnnLossConfig, snn_losses
@@ -40,7 +41,7 @@ def run(config: SnnTrainingConfig, session: Session, resume: bool) -> dict[str, 
     started = time.perf_counter()
     accelerator, seed, workers = session.accelerator, config.run.seed, config.data.workers
     preprocessing = teacher_preprocessing(config.ann, "ann")
-    data = load_data(config.data, preprocessing, seed)
+    data = load_data(config.data, preprocessing, seed, config.student.timesteps)
     log.info("%d images to train on, %d to evaluate on, %d classes", len(data.train), len(data.eval), len(data.classes))
     images = probe_images(data, accelerator.device)
     goes_on = resume and "student" in stages_begun(config.run)  # then its weights count, not those of another run
@@ -50,7 +51,7 @@ def run(config: SnnTrainingConfig, session: Session, resume: bool) -> dict[str, 
     _check(config, make(), data, images)
     earlier = sum(line["seconds"] for line in session.folder.metrics()) if resume else 0.0
     set_seed(seed)  # from here on the same, whatever was looked at before
-    loader = accelerator.prepare(eval_loader(data.eval, config.train.batch_size, workers=workers))
+    loader = prepare_loader(accelerator, eval_loader(data.eval, config.train.batch_size, workers=workers))
     result = fit(
         stage="student",
         accelerator=accelerator,
@@ -62,11 +63,13 @@ def run(config: SnnTrainingConfig, session: Session, resume: bool) -> dict[str, 
         folder=session.folder,
         resume=resume,
         mixing=Mixing(config.train, len(data.classes), config.loss.label_smoothing, seed),
+        score="student_top1",
     )
     accuracy = result.evaluation or top1(accelerator, loader, lambda images: {"student_top1": result.model(images)})
     student: Any = unwrap(accelerator, result.model)
+    others = other_timesteps(config.data, config.eval_timesteps)
     summary = student_results(
-        accelerator, loader, student, accuracy["student_top1"], config.eval_timesteps, result.seconds, result.images
+        accelerator, loader, student, accuracy["student_top1"], others, result.seconds, result.images
     )
     summary["seconds"] = earlier + time.perf_counter() - started
     if accelerator.is_main_process:

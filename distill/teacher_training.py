@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 
 from distill.backward import once
 from distill.config import TeacherConfig, TeacherTrainingConfig, TrainConfig
-from distill.data import Splits, eval_loader, load_data, train_loader
+from distill.data import Splits, eval_loader, load_data, prepare_loader, train_loader
 from distill.evaluation import top1
 from distill.loop import fit, unwrap
 from distill.losses import cross_entropy
@@ -59,6 +59,7 @@ def train_teacher(
         folder=session.folder,
         resume=resume,
         mixing=Mixing(config, len(data.classes), smoothing, seed),
+        score="teacher_top1",
     )
     network = unwrap(accelerator, result.model)
     if accelerator.is_main_process:
@@ -75,11 +76,11 @@ def run(config: TeacherTrainingConfig, session: Session, resume: bool) -> dict:
     """The job of scripts/train_teacher.py; returns the summary that it writes."""
     accelerator = session.accelerator
     data = load_data(config.data, teacher_preprocessing(config.teacher), config.run.seed)
-    loader = accelerator.prepare(eval_loader(data.eval, config.train.batch_size, workers=config.data.workers))
+    loader = prepare_loader(accelerator, eval_loader(data.eval, config.train.batch_size, workers=config.data.workers))
     teacher = train_teacher(
         session, data, loader, config.teacher, config.train, config.run.seed, config.data.workers, resume
     )
-    loader = accelerator.prepare(eval_loader(data.eval, config.train.batch_size, workers=config.data.workers))
+    loader = prepare_loader(accelerator, eval_loader(data.eval, config.train.batch_size, workers=config.data.workers))
     accuracy = top1(accelerator, loader, lambda images: {"teacher_top1": teacher(images)})
     summary = {**accuracy, "classes": list(data.classes), "versions": versions()}
     if accelerator.is_main_process:

@@ -11,8 +11,7 @@ from distill.config import EvaluationConfig
 
 
 def main() -> None:
-    config, _, _ = cli.parse(EvaluationConfig, None, resumable=False)
-    saved_evaluation.run(config)
+    saved_evaluation.run(cli.parse(EvaluationConfig, None, resumable=False).config)
 
 
 if __name__ == "__main__":

@@ -13,8 +13,8 @@ DEFAULT = Path(__file__).resolve().parent.parent / "configs" / "digits_snn.yaml"
 
 
 def main() -> None:
-    config, resume, text = cli.parse(SnnTrainingConfig, None, DEFAULT)
-    snn_training.run(config, session.start(config.run, resume, text), resume)
+    config, resume, text, allow_changed = cli.parse(SnnTrainingConfig, None, DEFAULT)
+    snn_training.run(config, session.start(config.run, resume, text, allow_changed), resume)
 
 
 if __name__ == "__main__":

@@ -13,8 +13,8 @@ DEFAULT = Path(__file__).resolve().parent.parent / "configs" / "digits_teacher.y
 
 
 def main() -> None:
-    config, resume, text = cli.parse(TeacherTrainingConfig, None, DEFAULT)
-    teacher_training.run(config, session.start(config.run, resume, text), resume)
+    config, resume, text, allow_changed = cli.parse(TeacherTrainingConfig, None, DEFAULT)
+    teacher_training.run(config, session.start(config.run, resume, text, allow_changed), resume)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ WEIGHTS = FOLDER / "teachers" / "resnet18_w32_cifar10.safetensors"
 def test_the_recipes_teacher_loads_and_knows_cifar10():
     argv = ["--config", str(ROOT / "configs" / "cifar10_resnet18.yaml"), "--teacher.weights", str(WEIGHTS)]
     argv += ["--data.root", str(FOLDER / "cifar10"), "--data.train_split", "test", "--data.max_train_samples", "10"]
-    config, _, _ = cli.parse(DistillConfig, [*argv, "--data.eval_split", "test", "--data.max_eval_samples", "1000"])
+    config, *_ = cli.parse(DistillConfig, [*argv, "--data.eval_split", "test", "--data.max_eval_samples", "1000"])
     data = load_data(config.data, teacher_preprocessing(config.teacher))
     assert data.classes[0] == "airplane" and data.classes[9] == "truck"
     teacher = build_teacher(config.teacher, len(data.classes)).eval().to(memory_format=torch.channels_last)

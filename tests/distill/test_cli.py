@@ -13,24 +13,26 @@ import yaml
 
 from distill import DistillConfig, SnnTrainingConfig, cli
 from distill.config import TeacherTrainingConfig
-from distill.loop import NonFiniteLossError
 from distill.runs import flatten
+from distill.steps import NonFiniteLossError
 from models import UnsupportedOperationError
 
 TRAIN = dict(
     epochs=3, batch_size=6, accumulate=2, optimizer="adamw", lr=0.25, min_lr=0.5, momentum=0.75, weight_decay=0.125,
     warmup_steps=5, clip=1.5, label_smoothing=0.0625, channels_last=False,
-    mixup=0.25, cutmix=0.75, mixup_prob=0.875, mixup_switch_prob=0.375,
+    mixup=0.25, cutmix=0.75, mixup_prob=0.875, mixup_switch_prob=0.375, ema=0.75, sync_bn=False, max_skipped_steps=1,
 )  # fmt: skip
 SMOOTHED_BY_LOSS = {name: value for name, value in TRAIN.items() if name != "label_smoothing"}  # which must stay 0
 OVERRIDES = {
     "run": dict(
-        name="other", dir="somewhere", seed=7, trackers=["wandb"], mixed_precision="bf16", compile=False, threads=3
+        name="other", dir="somewhere", seed=7, trackers=["wandb"], mixed_precision="bf16", compile=False, threads=3,
+        save_every="7 steps", keep_checkpoints=4,
     ),
     "data": dict(
         name="folder", root="images", train_split="a", eval_split="b", class_map="classes.txt", crop_padding=2,
         hflip=0.5, auto_augment="rand-m9", random_erasing=0.25, max_train_samples=10, max_eval_samples=11,
-        in_memory=False, workers=1, random_resized_crop=False,
+        in_memory=False, workers=1, random_resized_crop=False, download=False, on_corrupt="skip",
+        synthetic_samples=100, synthetic_classes=5,
     ),
     "teacher": dict(
         name="resnet34", kwargs={"channels": [1, 2, 3, 4], "act_layer": "relu"}, cifar_stem=True, pretrained=False,
@@ -120,7 +122,7 @@ def recipe(tmp_path, text, name="recipe.yaml"):
 
 
 def test_without_arguments_the_configuration_is_the_default():
-    config, resume, _ = parse([])
+    config, resume, *_ = parse([])
     assert config == DistillConfig() and resume is False
 
 
@@ -135,7 +137,7 @@ def test_every_field_has_an_override_in_these_tests():
     ("config_class", "overrides", "section"), SECTIONS, ids=[f"{c.__name__}-{name}" for c, _, name in SECTIONS]
 )
 def test_each_field_of_a_section_can_be_set_on_the_command_line(config_class, overrides, section):
-    config, _, text = parse(options(overrides[section], section), config_class)
+    config, _, text, _ = parse(options(overrides[section], section), config_class)
     found = config
     for part in section.split("."):
         found = getattr(found, part)
@@ -149,13 +151,13 @@ def test_each_field_of_a_section_can_be_set_on_the_command_line(config_class, ov
 
 @pytest.mark.parametrize("field", ALONE)
 def test_fields_that_exclude_others_can_be_set_too(field):
-    config, _, _ = parse(options({field: ALONE[field]}))
+    config, *_ = parse(options({field: ALONE[field]}))
     section, name = field.split(".")
     assert getattr(getattr(config, section), name) == ALONE[field]
 
 
 def test_fields_outside_of_sections_can_be_set():
-    config, _, text = parse(options(TOP))
+    config, _, text, _ = parse(options(TOP))
     assert {name: getattr(config, name) for name in TOP} == TOP
     assert {name: yaml.safe_load(text)[name] for name in TOP} == TOP
 
@@ -189,7 +191,7 @@ def test_the_help_says_what_the_program_does_and_how_to_resume(help_text):
 
 
 def test_the_teachers_command_line_has_its_own_fields():
-    config, resume, _ = parse(["--train.epochs", "3", "--resume"], TeacherTrainingConfig)
+    config, resume, *_ = parse(["--train.epochs", "3", "--resume"], TeacherTrainingConfig)
     assert isinstance(config, TeacherTrainingConfig) and config.train.epochs == 3 and resume is True
     with pytest.raises(SystemExit):
         parse(["--student.timesteps", "3"], TeacherTrainingConfig)
@@ -197,7 +199,7 @@ def test_the_teachers_command_line_has_its_own_fields():
 
 def test_a_recipe_states_differences_and_the_command_line_has_the_last_word(tmp_path):
     path = recipe(tmp_path, "train: {epochs: 3, lr: 0.5}\nstudent: {neuron: {leak: 1.0}}\n")
-    config, _, _ = parse(["--config", path, "--train.lr", "0.25"])
+    config, *_ = parse(["--config", path, "--train.lr", "0.25"])
     assert (config.train.epochs, config.train.lr, config.student.neuron.leak) == (3, 0.25, 1.0)
     default = DistillConfig()
     neuron = dataclasses.replace(default.student.neuron, leak=1.0)
@@ -211,7 +213,7 @@ def test_a_recipe_states_differences_and_the_command_line_has_the_last_word(tmp_
 def test_a_second_recipe_goes_on_top_of_the_first(tmp_path):
     first = recipe(tmp_path, "train: {epochs: 3, lr: 0.5}\n", "first.yaml")
     second = recipe(tmp_path, "train: {lr: 0.25}\n", "second.yaml")
-    config, _, _ = parse(["--config", first, "--config", second])
+    config, *_ = parse(["--config", first, "--config", second])
     assert (config.train.epochs, config.train.lr) == (3, 0.25)
 
 
@@ -227,7 +229,7 @@ def test_the_default_recipe_serves_where_none_is_named(tmp_path):
 
 def test_the_dump_resolves_every_field_and_gives_the_same_configuration_back(tmp_path):
     argv = ["--teacher.kwargs", "{channels: [1, 2]}", "--train.clip=1", "--taps=[layer1]", "--resume"]
-    config, resume, text = parse(argv)
+    config, resume, text, _ = parse(argv)
     assert resume is True
     dumped = yaml.safe_load(text)
     assert dumped == dataclasses.asdict(config)
@@ -250,7 +252,7 @@ def test_the_dump_resolves_every_field_and_gives_the_same_configuration_back(tmp
         (["--student.init=random"], ["student.init", "teacher", "scratch", "random"]),
         (["--student.algorithm=ottt"], ["student.algorithm", "rate_m", "bptt", "ottt"]),
         (["--run.mixed_precision=int8"], ["run.mixed_precision", "bf16", "int8"]),
-        (["--data.name=mnist"], ["data.name", "digits", "folder", "mnist"]),
+        (["--data.name=mnits"], ["data.name", "digits", "folder", "mnits"]),
         (["--data.hflip=2"], ["data.hflip", "[0, 1]", "2"]),
         (["--config=no_such_file.yaml"], ["no_such_file.yaml"]),
     ],

@@ -1,23 +1,35 @@
 """The loop counts optimizer steps; what it does to a linear network is worked out by hand."""
 
 import dataclasses
+import errno
 import itertools
+import json
+import logging
 import math
+import os
+import signal
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
+from safetensors.torch import load_file
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, Subset, TensorDataset
 from toy_runs import forget_accelerate, metrics_of, timeless
 
 from distill import TrainConfig
 from distill.backward import once
+from distill.checkpoints import Checkpoints
 from distill.data.loaders import EpochSampler
-from distill.loop import NonFiniteLossError, fit, make_optimizer, unwrap, warmup_cosine
-from distill.runs import Checkpoints, RunFolder
+from distill.interruption import Preempted
+from distill.loop import fit, unwrap
+from distill.optimizers import make_optimizer, warmup_cosine
+from distill.runs import RunFolder, Saving
+from distill.steps import NonFiniteLossError
+from models import SpikingNeuron, create_snn
 
 IMAGES = 8
 HALF_COSINE = [1.0, (1 + 0.5**0.5) / 2, 0.5, (1 - 0.5**0.5) / 2, 0.0]  # at 0, 1/4, 1/2, 3/4 and 1 of the way
@@ -39,25 +51,71 @@ def data_of(images=IMAGES):
     return TensorDataset(pixels, torch.randint(0, 3, (images,), generator=generator))
 
 
+class Keyed(TensorDataset):
+    """Indexed by what `EpochSampler` yields."""
+
+    def __getitem__(self, key):
+        return super().__getitem__(key[1])
+
+
+class InOrder(EpochSampler):
+    """The images of each epoch in their own order."""
+
+    def order(self, epoch):
+        return np.arange(len(self))
+
+
+def loader_of(batch_size, images, sampler, **options):
+    """With a generator of its own, as `distill.data.train_loader` makes it: a pass draws a seed for its workers."""
+    data = Keyed(*data_of(images).tensors)
+    return DataLoader(data, batch_size, sampler=sampler, generator=torch.Generator(), **options)
+
+
+def in_order(batch_size, images=IMAGES):
+    return loader_of(batch_size, images, InOrder(images, 0))
+
+
+def shuffled(batch_size, images):
+    return loader_of(batch_size, images, EpochSampler(images, 3), drop_last=True)
+
+
 def cross_entropy(logits, labels):
     return {"total": F.cross_entropy(logits, labels)}
 
 
-def train(tmp_path, config, model=None, losses=cross_entropy, images=IMAGES, resume=False, evaluate=lambda model: {}):
-    """Returns the trained network and what `fit` returned."""
+class Stopped(Exception):
+    """Raised by a test in the middle of a training."""
+
+
+def train(tmp_path, config, model=None, losses=cross_entropy, images=IMAGES, resume=False, evaluate=lambda model: {},
+          score=None, saving=None, stop_after=None, loader=None):  # fmt: skip
+    """Returns the trained network and what `fit` returned; with `stop_after` the network after so many epochs."""
     forget_accelerate()
     accelerator = Accelerator(cpu=True, step_scheduler_with_optimizer=False)
     tmp_path.mkdir(exist_ok=True)
+    model = linear() if model is None else model
+    if stop_after is not None:
+        epochs = itertools.count(1)
+
+        def evaluate(model):
+            if next(epochs) == stop_after:
+                raise Stopped
+            return {}
+
+        with pytest.raises(Stopped):
+            train(tmp_path, config, model, losses, images, resume, evaluate, score, saving, loader=loader)
+        return model, None
     result = fit(
         stage="student",
         accelerator=accelerator,
-        model=linear() if model is None else model,
+        model=model,
         backward=once(losses),
-        loader=DataLoader(data_of(images), config.batch_size),
+        loader=in_order(config.batch_size, images) if loader is None else loader,
         evaluate=evaluate,
         config=config,
-        folder=RunFolder(tmp_path),
+        folder=RunFolder(tmp_path, saving),
         resume=resume,
+        score=score,
     )
     return accelerator.unwrap_model(result.model), result
 
@@ -102,11 +160,11 @@ def test_the_schedule_counts_optimizer_steps(tmp_path, learning_rates, accumulat
     assert [line["lr"] for line in lines] == pytest.approx(expected[::2], abs=1e-12)
 
 
-def test_batches_that_are_left_over_make_a_step_of_their_own(tmp_path, learning_rates):
-    config = config_of(epochs=2, batch_size=2, accumulate=3)  # 4 batches an epoch: a step of 3 and one of 1
+def test_batches_that_fill_no_step_are_left_out(tmp_path, learning_rates):
+    config = config_of(epochs=2, batch_size=2, accumulate=3)  # 4 batches an epoch: a step of 3, one is left
     train(tmp_path, config)
-    assert learning_rates == pytest.approx([0.1 * share for share in HALF_COSINE[:4]], abs=1e-12)
-    assert [line["steps"] for line in metrics_of(tmp_path)] == [2, 4]
+    assert learning_rates == pytest.approx([0.1, 0.05], abs=1e-12)  # half a cosine over two steps
+    assert [(line["steps"], line["images"]) for line in metrics_of(tmp_path)] == [(1, 6), (2, 6)]
 
 
 @pytest.mark.parametrize("clip", [None, 0.01])
@@ -207,27 +265,69 @@ def test_the_network_is_in_training_mode_in_each_epoch(tmp_path):
     assert modes == [True, True]
 
 
-@pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_a_loss_that_is_no_number_names_its_parts_and_keeps_the_last_checkpoint(tmp_path, bad):
-    calls = itertools.count()
+class BadSteps:
+    """A loss that is no number in some steps of a training, counted from 0."""
 
-    def losses(logits, labels):
-        worse = bad if next(calls) >= 2 else 1.0  # in the second epoch
+    def __init__(self, *steps, bad=math.nan):
+        self.calls, self.steps, self.bad = itertools.count(), steps, bad
+
+    def __call__(self, logits, labels):
         loss = F.cross_entropy(logits, labels)
+        worse = self.bad if next(self.calls) in self.steps else 1.0
         return {"total": loss * worse, "student_ce": loss, "student_kd": loss * worse}
 
-    with pytest.raises(NonFiniteLossError, match=r"in epoch 2 of the student \(.*student_kd (nan|inf)") as raised:
-        train(tmp_path, config_of(epochs=5), losses=losses)
-    for part in (f"total {bad:g}", "student_ce ", "train.lr (0.1)", "train.clip (now None)"):
-        assert part in str(raised.value)
-    epochs, path = Checkpoints(RunFolder(tmp_path), "student").latest()
-    assert epochs == 1 and (path / "model.safetensors").is_file()
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_loss_that_stays_no_number_names_its_parts_and_images_and_leaves_a_checkpoint(tmp_path, bad):
+    with pytest.raises(NonFiniteLossError, match=r"in step 4 \(epoch 2\) of the student \(.*student_kd (nan|inf)") as e:
+        train(tmp_path, config_of(epochs=5, max_skipped_steps=1), losses=BadSteps(*range(2, 99), bad=bad))
+    for part in (f"total {bad:g}", "student_ce ", "2 times in a row", "images [4, 5, 6, 7]", "train.lr (0.1)"):
+        assert part in str(e.value)
+    found = Checkpoints(tmp_path / "checkpoints" / "student").newest()
+    assert (found.epochs, found.batches) == (1, 2)
+    weights = load_file(found.path / "model.safetensors")
+    expected, _ = train(tmp_path / "one", config_of(epochs=5), stop_after=1)
+    assert torch.equal(weights["1.weight"], expected[1].weight)  # of the last good step
     assert [line["epoch"] for line in metrics_of(tmp_path)] == [1]
 
 
-def test_the_newest_checkpoint_is_the_only_one(tmp_path):
-    train(tmp_path, config_of(epochs=3))
-    assert [path.name for path in (tmp_path / "checkpoints" / "student").iterdir()] == ["epoch_0003"]
+def test_a_bad_step_is_skipped_with_all_that_it_did(tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+
+    def network():
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Flatten(), nn.BatchNorm1d(4), nn.Linear(4, 3)).double()
+
+    states = []
+    for name, losses, images in (("bad", BadSteps(1), 8), ("short", cross_entropy, 4)):  # steps of 4 images
+        loader = DataLoader(Subset(data_of(), range(images)), 4)
+        model, _ = train(tmp_path / name, config_of(lr=0.5), network(), losses, loader=loader, stop_after=1)
+        states.append(model.state_dict())
+    assert all(torch.equal(a, b) for a, b in zip(states[0].values(), states[1].values(), strict=True))
+    assert "in step 2 (epoch 1) of the student (total nan" in caplog.text and "images [4, 5, 6, 7]" in caplog.text
+
+
+def test_skipped_steps_are_counted_and_leave_the_means_alone(tmp_path):
+    train(tmp_path, config_of(epochs=2, lr=1e-12), losses=BadSteps(1))
+    first, second = metrics_of(tmp_path)
+    images, labels = data_of().tensors
+    assert first["skipped_steps"] == 1 and "skipped_steps" not in second
+    assert first["loss/total"] == pytest.approx(F.cross_entropy(linear()(images[:4]), labels[:4]).item(), rel=1e-6)
+
+
+def test_a_gradient_that_is_no_number_is_skipped_too(tmp_path):
+    def losses(logits, labels):
+        return {"total": (logits - logits.detach()).square().sum().sqrt()}  # 0, with a gradient 0/0
+
+    with pytest.raises(NonFiniteLossError, match="total 0"):
+        train(tmp_path, config_of(max_skipped_steps=0), losses=losses)
+
+
+def test_the_newest_checkpoints_and_the_best_are_kept(tmp_path):
+    scores = iter([10.0, 30.0, 20.0, 30.0, 5.0, 7.0])
+    train(tmp_path, config_of(epochs=6), evaluate=lambda model: {"top1": next(scores)}, score="top1")
+    names = {path.name for path in (tmp_path / "checkpoints" / "student").iterdir()}
+    assert names == {"epoch_0004", "epoch_0005", "epoch_0006"}
 
 
 @pytest.mark.parametrize("optimizer", ["momentum", "adamw"])
@@ -272,7 +372,7 @@ def test_fewer_images_than_a_batch_are_refused(tmp_path):
     forget_accelerate()
     accelerator = Accelerator(cpu=True, step_scheduler_with_optimizer=False)
     loader = DataLoader(data_of(3), 4, drop_last=True)
-    with pytest.raises(ValueError, match=r"fewer training images .*1 x batch_size 4"):
+    with pytest.raises(ValueError, match=r"fewer training images .*1 x batch_size 4\)"):
         fit(
             stage="student",
             accelerator=accelerator,
@@ -329,3 +429,139 @@ def test_a_training_goes_on_with_the_data_where_the_one_before_ended(tmp_path):
     assert len(seen["behind"]) == 4 and seen["behind"] == seen["whole"][8:] != seen["whole"][:4]
     assert [step for step, _ in seen["behind"]] == [4, 4, 5, 5]  # two passes a step, two steps an epoch
     assert {epoch for _, keys in seen["behind"] for epoch, _ in keys} == {2.0}
+
+
+CUTS = [pytest.param(steps, id=f"after step {steps}") for steps in (1, 2, 3, 4, 5, 7)]
+
+
+class Cut:
+    """A loss that stops the training when so many forward passes are behind it."""
+
+    def __init__(self, passes):
+        self.left = passes
+
+    def __call__(self, logits, labels):
+        if self.left == 0:
+            raise Stopped
+        self.left -= 1
+        return cross_entropy(logits, labels)
+
+
+@pytest.mark.parametrize("ema", [None, 0.9], ids=["plain", "averaged"])
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("steps", CUTS)
+def test_a_training_that_was_cut_within_an_epoch_ends_like_a_whole_one(tmp_path, steps, accumulate, ema):
+    batch_size = 4 // accumulate  # four steps an epoch, an image is left
+    config = config_of(epochs=2, batch_size=batch_size, accumulate=accumulate, momentum=0.9, ema=ema)
+    saving = Saving(steps=2)
+
+    def network():
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Flatten(), nn.BatchNorm1d(4), nn.Dropout(0.5), nn.Linear(4, 3)).double()
+
+    def noise(model):  # an evaluation that draws numbers
+        return {"noise": torch.randn(()).item(), "bias": model[3].bias.sum().item()}
+
+    def run(name, **options):
+        loader = shuffled(batch_size, 4 * 4 + 1)
+        return train(tmp_path / name, config, network(), evaluate=noise, saving=saving, loader=loader, **options)
+
+    torch.manual_seed(1)
+    whole, _ = run("whole")
+    torch.manual_seed(1)
+    with pytest.raises(Stopped):
+        run("cut", losses=Cut(steps * accumulate))
+    torch.manual_seed(99)
+    resumed, _ = run("cut", resume=True)
+    for (name, a), b in zip(whole.state_dict().items(), resumed.state_dict().values(), strict=True):
+        assert torch.equal(a, b), name
+    assert timeless(tmp_path / "whole") == timeless(tmp_path / "cut")
+
+
+@pytest.mark.parametrize("when", ["step", "evaluation"])
+def test_sigterm_leaves_a_checkpoint_within_the_step(tmp_path, when):
+    config = config_of(epochs=2, momentum=0.9)
+    whole, _ = train(tmp_path / "whole", config)
+    calls = itertools.count(1)
+
+    def losses(logits, labels):
+        if when == "step" and next(calls) == 3:  # the first step of the second epoch
+            os.kill(os.getpid(), signal.SIGTERM)
+        return cross_entropy(logits, labels)
+
+    def evaluate(model):
+        if when == "evaluation" and next(calls) == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return {}
+
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(Preempted, match="75") as raised:
+        train(tmp_path / "cut", config, losses=losses, evaluate=evaluate)
+    assert raised.value.code == 75 and "checkpoints/student" in raised.value.message
+    assert signal.getsignal(signal.SIGTERM) == before
+    found = Checkpoints(tmp_path / "cut" / "checkpoints" / "student").newest()
+    assert (found.epochs, found.batches) == {"step": (1, 1), "evaluation": (0, 2)}[when]
+    resumed, _ = train(tmp_path / "cut", config, resume=True)
+    assert torch.equal(resumed[1].weight, whole[1].weight)
+    assert timeless(tmp_path / "whole") == timeless(tmp_path / "cut")
+
+
+def test_a_full_disk_is_said_and_the_training_goes_on(tmp_path, caplog, monkeypatch):
+    caplog.set_level(logging.INFO)
+    real, calls = Accelerator.save_state, itertools.count(1)
+
+    def save_state(self, path):
+        if next(calls) == 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(self, path)
+
+    monkeypatch.setattr(Accelerator, "save_state", save_state)
+    train(tmp_path, config_of(epochs=3))
+    assert len(metrics_of(tmp_path)) == 3
+    names = {path.name for path in (tmp_path / "checkpoints" / "student").iterdir()}
+    assert names == {"epoch_0001", "epoch_0003"}
+    assert "no checkpoint could be written (OSError: [Errno 28] No space left" in caplog.text
+    assert f"the last good one is {tmp_path / 'checkpoints' / 'student' / 'epoch_0001'}" in caplog.text
+
+
+def test_a_damaged_checkpoint_costs_the_steps_since_the_one_before(tmp_path, caplog):
+    config = config_of(epochs=3, momentum=0.9)
+    whole, _ = train(tmp_path / "whole", config)
+    train(tmp_path / "cut", config, stop_after=3)
+    newest = Checkpoints(tmp_path / "cut" / "checkpoints" / "student").newest()
+    assert newest.epochs == 2
+    os.truncate(newest.path / "optimizer.bin", 10)
+    resumed, _ = train(tmp_path / "cut", config, resume=True)
+    assert "optimizer.bin has another checksum" in caplog.text
+    assert torch.equal(resumed[1].weight, whole[1].weight)
+    assert timeless(tmp_path / "whole") == timeless(tmp_path / "cut")
+
+
+def test_a_checkpoint_of_two_processes_is_refused_unless_it_is_allowed(tmp_path):
+    config = config_of(epochs=3)
+    train(tmp_path, config, stop_after=2)
+    path = Checkpoints(tmp_path / "checkpoints" / "student").newest().path
+    manifest = json.loads((path / "manifest.json").read_text())
+    (path / "manifest.json").write_text(json.dumps(manifest | {"processes": 2}))
+    with pytest.raises(ValueError, match=r"is of 2 process\(es\), now there are 1"):
+        train(tmp_path, config, resume=True)
+    train(tmp_path, config, resume=True, saving=Saving(allow_changed=("processes",)))
+    assert [line["epoch"] for line in metrics_of(tmp_path)] == [1, 2, 3]
+
+
+def test_firing_rates_are_logged_and_dead_layers_named(tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    snn = create_snn("resnet18_cifar", 3, 2, 1, width=8)
+    silent = next(name for name, module in snn.named_modules() if isinstance(module, SpikingNeuron))
+    norm = next(module for module in snn.modules() if isinstance(module, nn.BatchNorm2d))
+    with torch.no_grad():
+        norm.weight.zero_()
+        norm.bias.fill_(-1.0)
+    generator = torch.Generator().manual_seed(1)
+    data = TensorDataset(torch.randn(8, 1, 8, 8, generator=generator), torch.arange(8) % 3)
+    train(tmp_path, config_of(lr=1e-9), model=snn, loader=DataLoader(data, 4))
+    (line,) = metrics_of(tmp_path)
+    rates = {name: value for name, value in line.items() if name.startswith("firing_rate/")}
+    assert len(rates) == sum(isinstance(module, SpikingNeuron) for module in snn.modules())
+    assert rates[f"firing_rate/{silent}"] == 0.0 and all(0 <= rate <= 1 for rate in rates.values())
+    assert f"in epoch 1 layer {silent} is almost silent" in caplog.text

@@ -39,7 +39,7 @@ def test_there_are_recipes():
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)
 def test_a_recipe_parses_into_what_it_says(path):
-    config, _, text = parsed(path)
+    config, _, text, _ = parsed(path)
     assert isinstance(config, config_class(path))
     resolved = flatten(yaml.safe_load(text))
     for key, value in flatten(yaml.safe_load(path.read_text())).items():

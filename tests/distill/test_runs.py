@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from distill import RunConfig
-from distill.runs import CONFIG, Checkpoints, RunFolder, flatten, open_run, replace_text
+from distill.runs import CONFIG, RunFolder, flatten, open_run, replace_text, saving_of, stages_begun
 
 RESOLVED = {"train": {"lr": 0.1, "epochs": 3}, "run": {"seed": 0, "trackers": []}, "taps": None}
 
@@ -198,57 +198,58 @@ def test_a_file_is_replaced_in_one_move(tmp_path, monkeypatch):
     assert path.read_text() == "old"
 
 
-def save(checkpoints, epochs, write=None):
-    checkpoints.save(epochs, write or (lambda path: (path / "state").write_text(str(epochs))), True, lambda: None)
+def test_a_field_that_is_allowed_may_change_and_the_old_configuration_is_kept(tmp_path, caplog):
+    opened()
+    other = changed(train__lr=0.2)
+    path = open_run(RunConfig(dir="mine"), True, other, ["train.lr"]).path
+    assert yaml.safe_load((path / CONFIG).read_text()) == other
+    assert yaml.safe_load((path / "config.1.yaml").read_text()) == RESOLVED
+    third = changed(train__lr=0.3, train__epochs=5)
+    open_run(RunConfig(dir="mine"), True, third, ["train"])  # a whole group
+    assert yaml.safe_load((path / "config.2.yaml").read_text()) == other
 
 
-def test_the_newest_whole_checkpoint_is_found(tmp_path):
-    checkpoints = Checkpoints(RunFolder(tmp_path), "student")
-    assert checkpoints.latest() is None
-    for epochs in (9, 10):
-        save(checkpoints, epochs)
-    epochs, path = checkpoints.latest()
-    assert epochs == 10 and (path / "state").read_text() == "10"
-    assert [p.name for p in checkpoints.path.iterdir()] == ["epoch_0010"]
-    assert Checkpoints(RunFolder(tmp_path), "teacher").latest() is None
+@pytest.mark.parametrize(
+    ("allowed", "resume", "message"),
+    [
+        (["train.epochs"], True, r"train\.lr \(was 0\.1, is 0\.2\).*--allow-changed train\.lr$"),
+        (["train.lr2"], True, r"--allow-changed train\.lr2: there is no such field; allowed: train\.lr"),
+        (["train.lr"], False, "--allow-changed means nothing without --resume"),
+    ],
+)
+def test_other_fields_may_not(allowed, resume, message):
+    opened()
+    with pytest.raises(ValueError, match=message):
+        open_run(RunConfig(dir="mine"), resume, changed(train__lr=0.2), allowed)
+    assert not Path("mine", "config.1.yaml").exists()
 
 
-def test_an_unfinished_checkpoint_is_never_found_and_the_one_before_stays(tmp_path):
-    checkpoints = Checkpoints(RunFolder(tmp_path), "student")
-
-    def crash(path):
-        (path / "state").write_text("half")
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        save(checkpoints, 1, crash)
-    assert checkpoints.latest() is None
-    save(checkpoints, 1)
-    with pytest.raises(KeyboardInterrupt):
-        save(checkpoints, 2, crash)
-    assert (checkpoints.path / "unfinished").exists()
-    epochs, path = checkpoints.latest()
-    assert epochs == 1 and (path / "state").read_text() == "1"
-    save(checkpoints, 2)  # the remains are no obstacle
-    assert checkpoints.latest()[0] == 2 and not (checkpoints.path / "unfinished").exists()
+@pytest.mark.parametrize(
+    ("text", "steps", "seconds", "due"),
+    [
+        ("2 min", 1, 119.0, False),
+        ("2 min", 1, 120.0, True),
+        ("0.5min", 3, 30.0, True),
+        ("3 steps", 5, 1e9, False),
+        ("3 steps", 6, 0.0, True),
+        (None, 6, 1e9, False),
+    ],
+)
+def test_when_a_checkpoint_is_due(text, steps, seconds, due):
+    assert saving_of(RunConfig(save_every=text)).due(steps, seconds) == due
 
 
-def test_the_older_checkpoint_goes_only_after_the_newer_is_whole(tmp_path, monkeypatch):
-    checkpoints = Checkpoints(RunFolder(tmp_path), "student")
-    save(checkpoints, 1)
-    monkeypatch.setattr("shutil.rmtree", lambda path, **kwargs: (_ for _ in ()).throw(KeyboardInterrupt)
-                        if "epoch" in Path(path).name else None)  # fmt: skip
-    with pytest.raises(KeyboardInterrupt):
-        save(checkpoints, 2)
-    assert sorted(p.name for p in checkpoints.path.iterdir()) == ["epoch_0001", "epoch_0002"]
-    assert checkpoints.latest()[0] == 2
+@pytest.mark.parametrize("text", ["", "15", "min", "0 steps", "0 min", "1.5 steps", "15 hours"])
+def test_other_words_for_it_are_refused(text):
+    with pytest.raises(ValueError, match="save_every"):
+        RunConfig(save_every=text)
 
 
-def test_only_the_main_process_touches_the_folder_but_all_write_and_wait(tmp_path):
-    calls = []
-    checkpoints = Checkpoints(RunFolder(tmp_path), "student")
-    checkpoints.save(1, lambda path: calls.append("write"), False, lambda: calls.append("wait"))
-    assert calls == ["wait", "write", "wait"] and not checkpoints.path.exists()
+def test_a_stage_has_begun_where_a_whole_checkpoint_is():
+    path = opened()  # its only checkpoint has no manifest
+    assert stages_begun(RunConfig(dir="mine")) == set()
+    (path / "checkpoints" / "student" / "epoch_0001" / "manifest.json").write_text('{"files": {}}')
+    assert stages_begun(RunConfig(dir="mine")) == {"student"}
 
 
 def test_flatten():

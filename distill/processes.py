@@ -1,0 +1,52 @@
+"""What the processes of a run tell each other besides gradients: small numbers and errors, over the CPU.
+
+A group of its own (gloo) carries them, so that nobody waits for a GPU to know whether to stop.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator
+
+
+class Agreement:
+    """Lets all processes take the same decision in the same step. Made on all processes at once."""
+
+    def __init__(self, accelerator: Accelerator) -> None:
+        self.accelerator = accelerator
+        self._group = None
+        if accelerator.num_processes > 1:
+            gloo = dist.get_backend() == "gloo"
+            self._group = dist.group.WORLD if gloo else dist.new_group(backend="gloo")
+
+    def any_of(self, *flags: bool) -> list[bool]:
+        """Of each flag, whether it is set on any process."""
+        if self._group is None:
+            return list(flags)
+        told = torch.tensor(flags, dtype=torch.int32)
+        dist.all_reduce(told, dist.ReduceOp.MAX, self._group)
+        return [bool(flag) for flag in told.tolist()]
+
+    def smallest(self, number: int) -> int:
+        """The smallest of all processes' numbers."""
+        if self._group is None:
+            return number
+        told = torch.tensor(number)
+        dist.all_reduce(told, dist.ReduceOp.MIN, self._group)
+        return int(told)
+
+    def gather(self, value: object) -> list:
+        """Every process's value, in the order of their ranks."""
+        if self._group is None:
+            return [value]
+        values: list = [None] * self.accelerator.num_processes
+        dist.all_gather_object(values, value, self._group)  # between processes of this run, which trust each other
+        return values
+
+    def first_error(self, error: BaseException | None) -> str | None:
+        """What went wrong on the first process that hands in an error; waits for all."""
+        if not any(self.any_of(error is not None)):
+            return None
+        text = None if error is None else f"{type(error).__name__}: {error}"
+        return next(text for text in self.gather(text) if text is not None)
