@@ -8,7 +8,7 @@ from timm.data.auto_augment import augment_and_mix_transform, auto_augment_trans
 from distill.data.event_config import EVENTS, check_event_fields
 from distill.data.torchvision_names import TORCHVISION, check_torchvision_fields, torchvision_set
 
-NAMES = ("digits", "synthetic", "folder", *TORCHVISION, "wds/SHARDS", "hfds/NAME", *EVENTS)
+NAMES = ("digits", "synthetic", "folder", *TORCHVISION, "wds/NAME", "hfds/NAME", *EVENTS)
 WITHOUT_FILES = ("digits", "synthetic")
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
 POLICIES = ("rand", "augmix", "original", "originalr", "v0", "v0r", "3a")
@@ -21,8 +21,8 @@ class DataConfig:
     name: str = "digits"
     """digits: scikit-learn's 1,797 grey 8x8 digits, no download; folder: image folders or tar files below root;
     cifar10, cifar100, mnist, fashion_mnist, kmnist, emnist/letters, svhn, stl10, food101, flowers102, oxford_iiit_pet,
-    dtd, eurosat, gtsrb, fgvc_aircraft, stanford_cars and others: torchvision's; wds/NAME-{000..009}.tar: WebDataset
-    shards below root; hfds/NAME: Hugging Face datasets; synthetic: noise, to measure speed (docs/data.md); nmnist,
+    dtd, eurosat, gtsrb, fgvc_aircraft, stanford_cars and others: torchvision's; wds/NAME: WebDataset shards below
+    root; hfds/NAME: Hugging Face datasets; synthetic: noise, to measure speed (docs/data.md); nmnist,
     cifar10_dvs, dvs128_gesture: recordings of event cameras, as student.timesteps frames (docs/event_data.md)."""
     root: str | None = None
     """Folder that holds the splits: train/ and val/ with one sub-folder a class, or train.tar and val.tar; of sets by
@@ -31,7 +31,8 @@ class DataConfig:
     download: bool = False
     """Download a set of torchvision's to root if it is not there."""
     train_split: str = "train"
-    """Name of the training sub-folder, or of its tar without the ending, or of a split of a set by name."""
+    """Name of the training sub-folder, or of its tar without the ending, or of a split of a set by name; of shards also
+    a pattern such as train-{0000..0127}.tar."""
     eval_split: str | None = None
     """Name of the held-out sub-folder, tar or split; None: the first of val, validation, test that exists, or the
     usual one of a set by name."""
@@ -80,9 +81,9 @@ class DataConfig:
             raise ValueError(f"root is {self.root!r}; name={self.name!r} needs the path of the folder of the shards")
         if by_name:
             check_torchvision_fields(self.name, self.root, self.train_split, self.eval_split)
-            if self.class_map is not None:
-                raise ValueError(f"class_map is {self.class_map!r}; name={self.name!r} has its classes: leave it out")
-        elif self.download:
+        if (by_name or kind == "hfds") and self.class_map is not None:
+            raise ValueError(f"class_map is {self.class_map!r}; name={self.name!r} has its classes: leave it out")
+        if self.download and not by_name:
             raise ValueError(f"download is True; name={self.name!r} downloads nothing: allowed is False")
         if self.name in WITHOUT_FILES:
             for field in ("root", "eval_split", "class_map"):

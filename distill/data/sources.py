@@ -2,15 +2,22 @@
 
 from distill.data.config import DataConfig
 from distill.data.files import FileSplit, find_split, list_split, read_class_map
+from distill.data.hub_sets import list_hub
+from distill.data.shards import list_shards
 from distill.data.torchvision_names import torchvision_set
 from distill.data.torchvision_sets import list_torchvision
 
 
-def list_files(config: DataConfig) -> tuple[FileSplit, FileSplit]:
+def list_files(config: DataConfig) -> list[FileSplit]:
     """Training and held-out images of the config; `docs/data.md` says what lies where."""
+    kind, _, rest = config.name.partition("/")
     if torchvision_set(config.name) is not None:
         return list_torchvision(config)
+    if kind == "hfds":
+        return list_hub(rest, config.root, config.train_split, config.eval_split)
     classes = None if config.class_map is None else read_class_map(config.class_map)
     assert config.root is not None  # checked by the config
+    if kind == "wds":
+        return list_shards(config.root, config.train_split, config.eval_split, classes)
     train, evaluation = (find_split(config.root, split) for split in (config.train_split, config.eval_split))
-    return list_split(train, classes), list_split(evaluation, classes)
+    return [list_split(train, classes), list_split(evaluation, classes)]

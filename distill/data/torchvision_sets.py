@@ -17,7 +17,7 @@ from distill.data.files import ArrayImage, FileSplit, ImageFile, StoredImage
 from distill.data.torchvision_names import TorchvisionSet, torchvision_set
 
 
-def list_torchvision(config: DataConfig) -> tuple[FileSplit, FileSplit]:
+def list_torchvision(config: DataConfig) -> list[FileSplit]:
     """Training and held-out images of the set that the config names; files on disk are not read yet.
 
     Raises:
@@ -28,11 +28,11 @@ def list_torchvision(config: DataConfig) -> tuple[FileSplit, FileSplit]:
     if not found.splits:
         both = _open(config, found, None)
         later = held_out(both.labels)
-        return both.part(np.flatnonzero(~later)), both.part(np.flatnonzero(later))
+        return [both.part(np.flatnonzero(~later)), both.part(np.flatnonzero(later))]
     train = found.train if config.train_split == "train" else config.train_split
     train_files, eval_files = (_open(config, found, split) for split in (train, config.eval_split or found.eval))
     classes = max(train_files.classes, eval_files.classes, key=len)  # numbers, where torchvision gives no names
-    return tuple(FileSplit(s.path, s.files, s.labels, classes) for s in (train_files, eval_files))  # type: ignore[return-value]
+    return [FileSplit(s.path, s.files, s.labels, classes) for s in (train_files, eval_files)]
 
 
 def _open(config: DataConfig, found: TorchvisionSet, split: str | None) -> FileSplit:
