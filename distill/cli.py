@@ -14,6 +14,7 @@ from typing import Any, Generic, NamedTuple, NoReturn, TypeVar, get_type_hints
 import yaml
 from jsonargparse import ArgumentParser, set_parsing_settings
 
+from distill.data.faults import LoaderProcessDied, loader_deaths_explained
 from distill.interruption import Preempted
 from distill.steps import NonFiniteLossError
 from models import UnsupportedOperationError
@@ -22,8 +23,8 @@ set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
 C = TypeVar("C")
 
-USER_ERRORS = (ValueError, OSError, UnsupportedOperationError, NonFiniteLossError)
-"""What a user's mistake raises; shown without the traceback unless SPIKESWAP_TRACEBACK is set."""
+USER_ERRORS = (ValueError, OSError, UnsupportedOperationError, NonFiniteLossError, LoaderProcessDied)
+"""What a user's mistake raises, or a machine too small; without the traceback unless SPIKESWAP_TRACEBACK is set."""
 
 
 class _Parser(ArgumentParser):
@@ -113,7 +114,8 @@ def _build(config_class: type[C], namespace: Any, prefix: str = "") -> C:
 def run(main: Callable[[], None]) -> None:
     """Calls `main`; a user's mistake ends the process with one line on stderr and status 2."""
     try:
-        main()
+        with loader_deaths_explained():
+            main()
     except Preempted as stop:
         print(f"{Path(sys.argv[0]).name}: {stop.message}; continue with --resume", file=sys.stderr)
         raise

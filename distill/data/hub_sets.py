@@ -50,13 +50,13 @@ def list_hub(name: str, root: str | None, train: str, evaluation: str | None) ->
         evaluation: likewise; None: the first of val, validation, test that there is.
 
     Raises:
-        ImportError: says what to install.
-        ValueError: for a data set that cannot be read, lacks a split, or has no images or no classes.
+        ValueError: without the package, says what to install; for a data set that cannot be read, lacks a split, or has
+            no images or no classes.
     """
     try:
         import datasets
     except ImportError as error:
-        raise ImportError(f"name='hfds/{name}' needs Hugging Face's datasets: pip install datasets") from error
+        raise ValueError(f"name='hfds/{name}' needs Hugging Face's datasets: pip install datasets") from error
     folder = next((path for path in (Path(root or "", name), Path(name)) if path.is_dir()), None)
     try:
         if folder is not None and any((folder / file).is_file() for file in ("dataset_dict.json", "state.json")):

@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
+from distill import cli
 from distill.data import DataConfig, Preprocessing, Splits, eval_loader, load_data, train_loader
 from distill.data.faults import LoaderProcessDied, loader_deaths_explained
 
@@ -123,6 +124,17 @@ def test_a_killed_loader_process_gives_one_error_that_says_what_to_do():
         os.kill(batches._workers[0].pid, signal.SIGKILL)
         for _ in batches:
             time.sleep(0.01)
+
+
+def test_a_script_ends_with_one_line_when_a_loader_process_dies(capsys):
+    def main():
+        raise RuntimeError("DataLoader worker (pid 12) is killed by signal: Killed. ")
+
+    with pytest.raises(SystemExit) as ended:
+        cli.run(main)
+    assert ended.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "error: a process that loads images died (pid 12), most likely because" in line and "data.workers" in line
 
 
 def test_other_errors_pass_as_they_are():

@@ -215,5 +215,5 @@ def test_hugging_face_data_sets_that_do_not_serve_are_refused(hub, tmp_path, mon
     with pytest.raises(ValueError, match="cannot read name='hfds/nobody/nothing': couldn't reach the hub"):
         load_data(DataConfig(name="hfds/nobody/nothing", root=str(tmp_path)), PRE)
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(ImportError, match="pip install datasets"):
+    with pytest.raises(ValueError, match="needs Hugging Face's datasets: pip install datasets"):
         load_data(DataConfig(name="hfds/set", root=str(tmp_path)), PRE)
