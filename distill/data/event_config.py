@@ -11,7 +11,7 @@ EVENTS = ("nmnist", "cifar10_dvs", "dvs128_gesture")
 FOR_EVENTS = ("cache", "event_shift")
 FOR_IMAGES = (
     *("train_split", "eval_split", "class_map", "crop_padding"),
-    *("random_resized_crop", "auto_augment", "random_erasing"),
+    *("random_resized_crop", "auto_augment", "random_erasing", "on_corrupt"),
 )
 
 

@@ -32,12 +32,12 @@ OVERRIDES = {
         name="folder", root="images", train_split="a", eval_split="b", class_map="classes.txt", crop_padding=2,
         hflip=0.5, auto_augment="rand-m9", random_erasing=0.25, max_train_samples=10, max_eval_samples=11,
         in_memory=False, workers=1, random_resized_crop=False, download=False, on_corrupt="skip",
-        synthetic_samples=100, synthetic_classes=5,
+        synthetic_samples=100, synthetic_classes=5, cache=None, event_shift=0,
     ),
     "teacher": dict(
         name="resnet34", kwargs={"channels": [1, 2, 3, 4], "act_layer": "relu"}, cifar_stem=True, pretrained=False,
         weights="file.safetensors", input_size=[1, 8, 9], mean=[0.25], std=[0.5],
-        interpolation="bicubic", crop_pct=0.75,
+        interpolation="bicubic", crop_pct=0.75, min_top1=12.5,
     ),
     "teacher_train": TRAIN,
     "student": dict(
@@ -154,6 +154,12 @@ def test_fields_that_exclude_others_can_be_set_too(field):
     config, *_ = parse(options({field: ALONE[field]}))
     section, name = field.split(".")
     assert getattr(getattr(config, section), name) == ALONE[field]
+
+
+def test_the_fields_of_event_data_can_be_set():
+    values = {"name": "nmnist", "root": "events", "cache": "frames", "event_shift": 3}
+    data = parse(options(values, "data"))[0].data
+    assert {name: getattr(data, name) for name in values} == values
 
 
 def test_fields_outside_of_sections_can_be_set():

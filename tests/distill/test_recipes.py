@@ -7,6 +7,7 @@ import yaml
 
 from distill import DistillConfig, SnnTrainingConfig, cli
 from distill.config import TeacherTrainingConfig
+from distill.data.event_config import EVENTS
 from distill.runs import flatten
 
 FOLDER = Path(__file__).resolve().parents[2] / "configs"
@@ -20,7 +21,8 @@ def config_class(path):
 
 
 def parsed(path):
-    root = ["--data.root", "images"] if "folder" in path.read_text() else []  # which a recipe cannot know
+    reads_files = yaml.safe_load(path.read_text())["data"]["name"] in ("folder", *EVENTS)
+    root = ["--data.root", "images"] if reads_files else []  # which a recipe cannot know
     return cli.parse(config_class(path), ["--config", str(path), *root])
 
 
@@ -33,6 +35,9 @@ def test_there_are_recipes():
         "snn_cifar10",
         "snn_cifar100",
         "snn_imagenet",
+        "nmnist",
+        "snn_nmnist",
+        "snn_cifar10dvs",
     }
     assert {path.stem for path in RECIPES} >= names
 
@@ -85,3 +90,12 @@ def test_the_papers_recipes_have_the_papers_hyper_parameters(name):
     assert config.loss.gradient_scale == "1/T" and config.loss.name == "ce"
     neuron = student.neuron
     assert (neuron.leak, neuron.threshold, neuron.reset, neuron.alpha) == (0.2, 1.0, "soft", 4.0)
+
+
+def test_the_recipe_of_cifar10_dvs_has_the_authors_hyper_parameters():
+    config = parsed(FOLDER / "snn_cifar10dvs.yaml")[0]
+    train, student, data = config.train, config.student, config.data
+    assert (student.name, student.timesteps, student.width, student.algorithm) == ("vggsnn_dvs", 10, None, "rate_m")
+    assert (train.lr, train.weight_decay, train.epochs, train.momentum) == (0.1, 5e-4, 300, 0.9)
+    assert train.batch_size * train.accumulate == 128 and train.optimizer == "momentum"
+    assert config.ann.input_size == [2, 48, 48] and (data.hflip, data.event_shift) == (0.5, 5)
