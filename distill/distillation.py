@@ -17,7 +17,8 @@ from distill.checkpoints import Checkpoints
 from distill.config import DistillConfig, TrainConfig
 from distill.data import Preprocessing, Splits, eval_loader, load_data, prepare_loader, train_loader
 from distill.data.event_config import is_events
-from distill.evaluation import by_name, top1
+from distill.data.event_frames import summed
+from distill.evaluation import TEACHER, by_name, top1
 from distill.hybrid import HybridDistiller
 from distill.hybrid_network import check_hybrid, save_hybrid
 from distill.loop import fit, unwrap
@@ -31,7 +32,7 @@ from distill.schedules import Stage, end_stages, hybrid_backward, prepare_stage,
 from distill.session import Session
 from distill.students import calibration_batches, make_student, probe_images
 from distill.teacher_training import train_teacher
-from distill.teachers import build_teacher, check_classes, has_weights, teacher_preprocessing
+from distill.teachers import build_teacher, check_accuracy, check_classes, has_weights, teacher_preprocessing
 from models import SpikingNetwork, check_saveable
 
 log = logging.getLogger(__name__)
@@ -54,19 +55,25 @@ def run(config: DistillConfig, session: Session, resume: bool) -> dict[str, Any]
     begun = stages_begun(config.run) - {"teacher"} if resume else set()
     init = None if begun else config.init  # a begun stage's weights count, not those of another run
     _check(config, teacher, data, images, preprocessing, init)
+    loader = prepare_loader(accelerator, eval_loader(data.eval, config.train.batch_size, workers=workers))
+    if has_weights(config.teacher) and not begun:
+        _check_teacher(config, session, teacher, loader, data)
     earlier = sum(line["seconds"] for line in session.folder.metrics()) if resume else 0.0
     if not has_weights(config.teacher):
         log.info("the teacher comes without weights: it is trained first")
         whole = load_data(config.data, preprocessing, seed) if is_events(config.data) else data  # sums over time
-        loader = prepare_loader(accelerator, eval_loader(whole.eval, config.teacher_train.batch_size, workers=workers))
+        each = prepare_loader(accelerator, eval_loader(whole.eval, config.teacher_train.batch_size, workers=workers))
         teacher = train_teacher(
-            session, whole, loader, config.teacher, config.teacher_train, config.run.seed, workers, resume
+            session, whole, each, config.teacher, config.teacher_train, config.run.seed, workers, resume
         )
+        # training it has ended what Accelerate knew of loaders
+        loader = prepare_loader(accelerator, eval_loader(data.eval, config.train.batch_size, workers=workers))
+        if not begun:
+            _check_teacher(config, session, teacher, loader, data)
     set_seed(seed)  # from here on the same, whether the teacher was trained just now or not
     batches = None if begun else calibration_batches(data, config.init.calibration_images, seed, accelerator.device)
     distiller = make_distiller(config, teacher, images, preprocessing, init, batches)
     log.info("hybrids at %s", distiller.student_taps)
-    loader = prepare_loader(accelerator, eval_loader(data.eval, config.train.batch_size, workers=workers))
     trained = _Training(config, session, data, preprocessing, images, loader)
     summary = trained.stages(distiller, begun, resume)
     summary["seconds"] = earlier + time.perf_counter() - started
@@ -240,6 +247,16 @@ def _check(
     if config.save_hybrids:
         for tap in distiller.taps:
             check_hybrid(distiller.hybrid(tap.name))
+
+
+def _check_teacher(
+    config: DistillConfig, session: Session, teacher: nn.Module, loader: DataLoader, data: Splits
+) -> None:
+    """Looks at how often the teacher is right, before anything learns from it."""
+    teacher.eval()
+    found = top1(session.accelerator, loader, lambda images: {TEACHER: teacher(summed(images))})[TEACHER]
+    log.info("the teacher is right on %.2f %% of the images to evaluate on", found)
+    check_accuracy(config.teacher, found, len(data.eval), len(data.classes))
 
 
 def _wake_head(teacher: nn.Module) -> None:

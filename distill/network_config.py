@@ -37,6 +37,8 @@ class TeacherConfig:
     """How images are resized; None: as the pretrained weights came with, else bilinear."""
     crop_pct: float | None = None
     """Share of the image that the centre crop of evaluation keeps; None: see interpolation, else 1."""
+    min_top1: float | None = None
+    """Accuracy in percent below which nothing is learned from it; None: what guessing hardly ever reaches; 0: any."""
 
     def __post_init__(self) -> None:
         check(not (self.pretrained and self.weights), "weights", self.weights, "none with pretrained")
@@ -51,6 +53,8 @@ class TeacherConfig:
             check(min(self.std) > 0, "std", self.std, "above 0")
         if self.crop_pct is not None:
             check(0 < self.crop_pct <= 1, "crop_pct", self.crop_pct, "in (0, 1]")
+        good = self.min_top1 is None or 0 <= self.min_top1 <= 100
+        check(good, "min_top1", self.min_top1, "in [0, 100], or none")
 
 
 @dataclass(frozen=True, kw_only=True)

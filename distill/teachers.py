@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,28 @@ def check_classes(config: TeacherConfig, teacher: nn.Module, num_classes: int) -
         raise ValueError(
             f"the weights of {config.name!r} know {known['num_classes']} classes, the data has {num_classes}: "
             "fine-tune the teacher with scripts/train_teacher.py and give its folder as teacher.weights"
+        )
+
+
+def check_accuracy(config: TeacherConfig, top1: float, images: int, classes: int) -> None:
+    """A teacher that guesses has nothing to teach; most often its images are not what it was trained on.
+
+    Args:
+        top1: its accuracy in percent on so many evaluation images.
+        classes: K; guessing is right on 100 / K percent, with a standard deviation that the number of images gives.
+
+    Raises:
+        ValueError: below `config.min_top1` or, where that is None, three standard deviations above guessing.
+    """
+    chance = 1 / classes
+    guessing = 100 * (chance + 3 * math.sqrt(chance * (1 - chance) / images))
+    least = min(guessing, 100.0) if config.min_top1 is None else config.min_top1
+    if top1 < least:
+        raise ValueError(
+            f"the teacher {config.name!r} is right on {top1:.2f} % of the {images} evaluation images, at least "
+            f"{least:.2f} % are wanted (guessing: {100 * chance:.2f} %). Likely causes: its images are normalised or "
+            "sized otherwise than in its training (teacher.mean, .std, .input_size, .interpolation); the classes are "
+            "in another order (data.class_map); its head was never trained on them. teacher.min_top1 changes the bound"
         )
 
 

@@ -5,14 +5,15 @@ import math
 
 import pytest
 import torch
-from toy_runs import BATCH, EPOCHS, IMAGES, distil, equal, metrics_of, resolved, timeless, tiny, weights_of
+from toy_runs import BATCH, EPOCHS, IMAGES, TEACHER, distil, equal, metrics_of, resolved, timeless, tiny, weights_of
 
 import models
-from distill import InitConfig, LossConfig
+from distill import InitConfig, LossConfig, TeacherConfig
 from distill.data import Preprocessing
 from distill.runs import RunFolder
 from distill.students import make_student
 from distill.teachers import build_teacher
+from models.io import save_weights
 
 DIGITS = Preprocessing(input_size=(1, 8, 8), mean=(0.3,), std=(0.4,))
 
@@ -357,3 +358,12 @@ def test_a_run_to_start_from_must_be_there_before_anything_is_written(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"init\.from_run: there is no folder nowhere"):
         distil(tiny(tmp_path / "r", init=InitConfig(from_run="nowhere")))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_teacher_that_guesses_is_refused_before_a_folder_is_made(tmp_path):
+    teacher = build_teacher(TeacherConfig(**TEACHER), 10)
+    save_weights(teacher, tmp_path / "random.safetensors")
+    changes = dict(weights=str(tmp_path / "random.safetensors"), min_top1=None)
+    with pytest.raises(ValueError, match=r"'resnet18' is right on .* % of the 30 evaluation images"):
+        distil(tiny(tmp_path / "r", teacher={**TEACHER, **changes}))
+    assert not (tmp_path / "r").exists()

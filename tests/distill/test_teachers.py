@@ -8,7 +8,7 @@ from toy_runs import TEACHER, equal
 
 from distill import TeacherConfig, teachers
 from distill.data import Preprocessing
-from distill.teachers import build_teacher, check_classes, has_weights, teacher_preprocessing
+from distill.teachers import build_teacher, check_accuracy, check_classes, has_weights, teacher_preprocessing
 
 
 def saved(folder, classes=10, **changes):
@@ -110,3 +110,24 @@ def test_pretrained_weights_with_another_number_of_classes_are_refused():
         check_classes(config, network, 10)
     check_classes(config, network, 1000)
     check_classes(TeacherConfig(), network, 10)  # weights of the user's own
+
+
+@pytest.mark.parametrize(
+    ("min_top1", "top1", "refused"),
+    [
+        (None, 18.99, True),  # 10 classes, 100 images: 10 + 3 sqrt(0.1 * 0.9 / 100) = 19 percent
+        (None, 19.01, False),
+        (80.0, 79.9, True),
+        (0.0, 0.0, False),
+    ],
+)
+def test_a_teacher_that_guesses_is_refused_with_the_likely_causes(min_top1, top1, refused):
+    config = TeacherConfig(**{**TEACHER, "min_top1": min_top1})
+    if not refused:
+        return check_accuracy(config, top1, 100, 10)
+    with pytest.raises(ValueError, match=rf"'resnet18' is right on {top1:.2f} % of the 100 .*teacher\.mean.*class_map"):
+        check_accuracy(config, top1, 100, 10)
+
+
+def test_two_classes_and_few_images_ask_for_no_more_than_all():
+    check_accuracy(TeacherConfig(**{**TEACHER, "min_top1": None}), 100.0, 4, 2)  # 50 + 3 * 25 percent
