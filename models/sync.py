@@ -39,8 +39,8 @@ def synchronised_batch_norm(enabled: bool = True, group: ProcessGroup | None = N
 
     K processes with equal shares of a batch then have, averaged as DDP averages them, the gradients and the running
     statistics of one process with the whole batch: for every algorithm of `models.ALGORITHMS`, for plain batch norms
-    (`nn.BatchNorm2d`, timm's `BatchNormAct2d`, SpikingJelly's), eager and compiled, on any device and backend. Shares
-    of unequal size count by their size. Norms that use their running statistics are none of it.
+    (`nn.BatchNorm2d`, timm's `BatchNormAct2d`, SpikingJelly's), eager and compiled. Shares of unequal size count by
+    their size. Norms that use their running statistics are none of it.
 
     A norm costs one collective in the forward pass and one in the backward pass (the norms of a layer of neurons one
     together; under rate_s one a step in the forward pass). All processes must run the same passes in here, in the same

@@ -1,6 +1,6 @@
 """Networks with batch norms, each trained for one step; as a program, several processes with a share of the batch each.
 
-    python sync_program.py FOLDER PROCESSES CASE ...
+    python sync_program.py FOLDER PROCESSES DEVICE CASE ...
 
 leaves FOLDER/RANK.pt for each process: what `train_once` gives by the name of the case, or by "CASE, alone" where each
 process normalises with its own share. Everything is float64. T steps, B images, K processes.
@@ -12,13 +12,14 @@ import contextlib
 import itertools
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import timm
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from spikingjelly.activation_based import layer
 from timm.layers import BatchNormAct2d, StdConv2d
 from torch import Tensor, nn
 from torch.multiprocessing import start_processes
@@ -88,15 +89,16 @@ def resnet() -> nn.Module:
 
 
 class Analogue(nn.Module):
-    """timm's norm with an activation in it, a weight that is standardised, a norm of vectors."""
+    """timm's norm with an activation in it, a weight that is standardised, SpikingJelly's norm, a norm of vectors."""
 
     def __init__(self) -> None:
         super().__init__()
         self.stem = nn.Sequential(conv_bn(3, 8), nn.ReLU(), StdConv2d(8, 8, 3), BatchNormAct2d(8), nn.Conv2d(8, 8, 1))
+        self.norm = layer.BatchNorm2d(8)
         self.head = nn.Sequential(BatchNormAct2d(8, track_running_stats=False), Head(8, 8), nn.BatchNorm1d(8))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.stem(x))
+        return self.head(self.norm(self.stem(x)).relu())
 
 
 def distiller(algorithm: str, feature: str = "none") -> Callable[[], nn.Module]:
@@ -157,8 +159,10 @@ COMPILED = {f"{name}, compiled": CASES[name]._replace(compiler="inductor") for n
 # -- one step -----------------------------------------------------------------------------------------
 
 
-def train_once(case: Case, rank: int = 0, processes: int = 1, of: int = 1, synchronised: bool = True) -> dict[str, Any]:
-    """Loss, gradients averaged over processes and buffers after one step.
+def train_once(
+    case: Case, rank: int = 0, processes: int = 1, of: int = 1, synchronised: bool = True, device: str = "cpu"
+) -> dict[str, Any]:
+    """Loss, gradients averaged over processes and buffers after one step, on the CPU.
 
     Args:
         processes: K, with a share of the batch each.
@@ -166,12 +170,12 @@ def train_once(case: Case, rank: int = 0, processes: int = 1, of: int = 1, synch
             own images.
     """
     torch.manual_seed(0)
-    network = case.network().to(memory_format=case.memory_format).train()
+    network = case.network().to(device, memory_format=case.memory_format).train()
     images = torch.randn(IMAGES, 3, case.size, case.size, dtype=torch.float64)
     labels = torch.arange(IMAGES) % 5
-    images = images.contiguous(memory_format=case.memory_format)
+    images, labels = images.contiguous(memory_format=case.memory_format).to(device), labels.to(device)
     own = shares(case, processes)[rank]
-    weights = torch.empty(IMAGES, dtype=torch.float64)
+    weights = torch.empty(IMAGES, dtype=torch.float64, device=device)
     for part in shares(case, max(of, processes)):
         weights[part] = 1 / (part.stop - part.start) / of
     algorithm = getattr(network, "algorithm", None)
@@ -189,12 +193,12 @@ def train_once(case: Case, rank: int = 0, processes: int = 1, of: int = 1, synch
     assert is_compiling() == (case.compiler is not None), "torch.compile failed: see the log"
     return {
         "loss": torch.tensor(total, dtype=torch.float64),
-        "gradients": {name: p.grad for name, p in network.named_parameters()},
-        "buffers": {name: buffer.clone() for name, buffer in network.named_buffers()},
+        "gradients": {name: None if p.grad is None else p.grad.cpu() for name, p in network.named_parameters()},
+        "buffers": {name: buffer.cpu() for name, buffer in network.named_buffers()},
     }
 
 
-def work(rank: int, folder: str, processes: int, names: list[str]) -> None:
+def work(rank: int, folder: str, processes: int, device: str, names: Sequence[str]) -> None:
     """One process of K."""
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=processes)
     cases = CASES | COMPILABLE | COMPILED
@@ -203,17 +207,19 @@ def work(rank: int, folder: str, processes: int, names: list[str]) -> None:
     if "none" in compilers:
         torch.compile = lambda kernel, **_: kernel
     results = {
-        name: train_once(cases[name.removesuffix(ALONE)], rank, processes, synchronised=not name.endswith(ALONE))
+        name: train_once(
+            cases[name.removesuffix(ALONE)], rank, processes, synchronised=not name.endswith(ALONE), device=device
+        )
         for name in names
     }
     torch.save(results, os.path.join(folder, f"{rank}.pt"))
     dist.destroy_process_group()
 
 
-def main(folder: str, processes: str, *names: str) -> None:
+def main(folder: str, processes: str, device: str, *names: str) -> None:
     torch.set_num_threads(1)
     # a fork saves each process the imports; nothing has run yet that a fork would break
-    start_processes(work, (folder, int(processes), names), int(processes), start_method="fork")
+    start_processes(work, (folder, int(processes), device, names), int(processes), start_method="fork")
 
 
 if __name__ == "__main__":

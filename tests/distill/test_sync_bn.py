@@ -24,12 +24,12 @@ FEW = ["rate_m, Norms", "rate_m, unequal", "rate_s, unequal", "bptt, unequal", "
 """The cases of four processes, which differ from two in nothing but the reductions."""
 
 
-def run_processes(count, names, folder):
+def run_processes(count, names, folder, device="cpu"):
     """The results of each process, by case."""
     paths = [str(HERE.parents[1]), str(HERE.parent / "models"), os.environ.get("PYTHONPATH", "")]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
     environment["GLOO_SOCKET_IFNAME"] = "lo"
-    program = [sys.executable, str(HERE / "sync_program.py"), str(folder), str(count), *names]
+    program = [sys.executable, str(HERE / "sync_program.py"), str(folder), str(count), device, *names]
     done = subprocess.run(program, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-4000:]
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(count)]
@@ -109,3 +109,10 @@ def test_compiled_they_train_as_one_that_is_not(two_compiled, name):
 @pytest.mark.parametrize("name", FEW)
 def test_four_processes_train_as_one(four, name):
     assert_as_one_process(four, name, name)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_two_processes_on_a_gpu_train_as_one_on_a_cpu(tmp_path):
+    results = run_processes(2, [*CASES], tmp_path, "cuda")  # gloo, as two processes of NCCL take two GPUs
+    for name in CASES:
+        assert_as_one_process(results, name, name)
