@@ -27,6 +27,7 @@ def list_torchvision(config: DataConfig) -> list[FileSplit]:
     assert found is not None and config.root is not None  # checked by the config
     if not found.splits:
         both = _open(config, found, None)
+        both = both.part(np.array(sorted(range(len(both.files)), key=lambda i: str(both.files[i]))))  # SUN397's vary
         later = held_out(both.labels)
         return [both.part(np.flatnonzero(~later)), both.part(np.flatnonzero(later))]
     train = found.train if config.train_split == "train" else config.train_split
@@ -70,7 +71,7 @@ def _open(config: DataConfig, found: TorchvisionSet, split: str | None) -> FileS
             images, labels, classes = read_split(cls, root, split == "train")
             return _split(str(root / cls.base_folder), _arrays(images, str(root / cls.base_folder)), labels, classes)
         dataset = cls(str(root), **where)
-    except (RuntimeError, FileNotFoundError) as error:  # "Dataset not found", or a folder that torchvision lists
+    except (RuntimeError, OSError) as error:  # "Dataset not found", or a folder that torchvision lists
         raise ValueError(missing) from error
     files, targets = _listed(dataset)
     names = [", ".join(name) if isinstance(name, tuple) else name for name in getattr(dataset, "classes", ())]

@@ -1,5 +1,6 @@
 """Files in the formats that torchvision reads, written here, against torchvision's own classes."""
 
+import bz2
 import hashlib
 import io
 import json
@@ -204,7 +205,85 @@ def write_aircraft(root) -> None:
     (data / "images_variant_test.txt").write_text("3 A300\n")
 
 
+def write_dtd(root) -> None:
+    (root / "dtd/dtd/labels").mkdir(parents=True)
+    for split, numbers in (("train", (1, 2)), ("val", (3,)), ("test", (4, 5))):
+        names = [f"{kind}/{kind}_{i}.jpg" for i in numbers for kind in ("woven", "banded")]
+        (root / f"dtd/dtd/labels/{split}1.txt").write_text("\n".join(names))
+        for seed, name in enumerate(names):
+            save(root / f"dtd/dtd/images/{name}", seed)
+
+
+def write_country211(root) -> None:
+    for split in ("train", "valid", "test"):
+        for seed in range(4):
+            save(root / f"country211/{split}/{'AD' if seed < 2 else 'ZW'}/{seed}.jpg", seed)
+
+
+def write_imagenette(root) -> None:
+    for split in ("train", "val"):
+        for seed in range(4):
+            save(root / f"imagenette2/{split}/{'n01440764' if seed < 2 else 'n02102040'}/{seed}.JPEG", seed)
+
+
+def write_cars(root) -> None:
+    base = root / "stanford_cars"
+    (base / "devkit").mkdir(parents=True)
+    scipy.io.savemat(base / "devkit/cars_meta.mat", {"class_names": np.array(["Audi", "BMW"], dtype=object)})
+    rows = np.array([("1.jpg", 2), ("2.jpg", 1), ("3.jpg", 2)], dtype=[("fname", object), ("class", object)])
+    for folder, file in (
+        ("cars_train", "devkit/cars_train_annos.mat"),
+        ("cars_test", "cars_test_annos_withlabels.mat"),
+    ):
+        scipy.io.savemat(base / file, {"annotations": rows})
+        for seed in range(1, 4):
+            save(base / f"{folder}/{seed}.jpg", seed)
+
+
+def write_flowers(root) -> None:
+    folder = root / "flowers-102"
+    for seed in range(1, 9):
+        save(folder / f"jpg/image_{seed:05}.jpg", seed)
+    scipy.io.savemat(folder / "imagelabels.mat", {"labels": np.array([[1, 102, 3, 4, 5, 6, 7, 8]])})
+    ids = {"trnid": np.array([[2, 1, 3]]), "valid": np.array([[4, 5]]), "tstid": np.array([[6, 7, 8]])}
+    scipy.io.savemat(folder / "setid.mat", ids)
+
+
+def write_stl10(root) -> None:
+    (root / "stl10_binary").mkdir()
+    (root / "stl10_binary/class_names.txt").write_text("airplane\nbird\n")
+    for seed, split in enumerate(("train", "test")):
+        (root / f"stl10_binary/{split}_X.bin").write_bytes(noise(3, 3, 96, 96, seed=seed).tobytes())
+        (root / f"stl10_binary/{split}_y.bin").write_bytes(bytes([2, 1, 2]))
+
+
+@pytest.mark.parametrize("name", ["flowers102", "stl10"])
+def test_sets_whose_files_have_checksums_are_read_as_torchvision_reads_them(name, tmp_path, monkeypatch):
+    {"flowers102": write_flowers, "stl10": write_stl10}[name](tmp_path)
+    cls = getattr(torchvision.datasets, TORCHVISION[name].cls)
+    module = __import__(cls.__module__, fromlist=["check_integrity"])
+    monkeypatch.setattr(module, "check_integrity", lambda path, md5=None: True)
+    splits = load_data(DataConfig(name=name, root=str(tmp_path)), preprocessing(8 if name == "flowers102" else 96))
+    same_as_torchvision(splits.train, cls(tmp_path, split="train"))
+    same_as_torchvision(splits.eval, cls(tmp_path, split="test"))
+    assert len(splits.classes) == {"flowers102": 102, "stl10": 2}[name]
+
+
+def test_the_text_of_usps_is_read_as_torchvision_reads_it(tmp_path):
+    for seed, file in enumerate(("usps.bz2", "usps.t.bz2")):
+        values = np.random.default_rng(seed).uniform(-1, 1, (10, 256)).round(3)
+        lines = [f"{y + 1} " + " ".join(f"{i + 1}:{v}" for i, v in enumerate(row)) for y, row in enumerate(values)]
+        (tmp_path / file).write_bytes(bz2.compress("\n".join(lines).encode()))
+    splits = load_data(DataConfig(name="usps", root=str(tmp_path)), preprocessing(16))
+    same_as_torchvision(splits.train, torchvision.datasets.USPS(tmp_path, train=True))
+    same_as_torchvision(splits.eval, torchvision.datasets.USPS(tmp_path, train=False))
+
+
 WRITERS = {
+    "dtd": (write_dtd, "train", "test"),
+    "country211": (write_country211, "train", "valid"),
+    "imagenette": (write_imagenette, "train", "val"),
+    "stanford_cars": (write_cars, "train", "test"),
     "food101": (write_food101, "train", "test"),
     "oxford_iiit_pet": (write_pets, "trainval", "test"),
     "gtsrb": (write_gtsrb, "train", "test"),
@@ -221,7 +300,8 @@ def test_sets_of_files_are_read_as_torchvision_reads_them(name, in_memory, tmp_p
     cls = getattr(torchvision.datasets, TORCHVISION[name].cls)
     same_as_torchvision(splits.train, cls(tmp_path, split=train))
     same_as_torchvision(splits.eval, cls(tmp_path, split=held_out))
-    assert splits.classes == tuple(getattr(cls(tmp_path, split=train), "classes", ("0", "1")))
+    names = getattr(cls(tmp_path, split=train), "classes", ("0", "1"))
+    assert splits.classes == tuple(", ".join(name) if isinstance(name, tuple) else name for name in names)
 
 
 def test_of_a_set_without_a_split_every_fifth_image_of_a_class_is_held_out(tmp_path):
@@ -233,6 +313,18 @@ def test_of_a_set_without_a_split_every_fifth_image_of_a_class_is_held_out(tmp_p
     same_as_torchvision(splits.train, expected, [i for i in range(20) if i not in held_out])
     same_as_torchvision(splits.eval, expected, held_out)
     assert splits.classes == ("Forest", "River")
+
+
+def test_images_of_sun397_are_in_the_order_of_their_paths(tmp_path):
+    for seed in reversed(range(10)):
+        save(tmp_path / f"SUN397/a/{'abbey' if seed < 5 else 'alley/outdoor'}/sun_{seed}.jpg", seed)
+    (tmp_path / "SUN397/ClassName.txt").write_text("/a/abbey\n/a/alley/outdoor\n")
+    splits = load_data(DataConfig(name="sun397", root=str(tmp_path)), preprocessing())
+    expected = torchvision.datasets.SUN397(tmp_path)
+    order = sorted(range(10), key=lambda i: expected._image_files[i])
+    same_as_torchvision(splits.eval, expected, [order[4], order[9]])
+    same_as_torchvision(splits.train, expected, order[:4] + order[5:9])
+    assert splits.classes == ("abbey", "alley/outdoor")
 
 
 @pytest.mark.parametrize("name", [*(name for name in TORCHVISION if name != "emnist"), "emnist/digits"])
