@@ -32,6 +32,7 @@ from distill.meters import Progress, recorded_rates
 from distill.mixing import Mixing
 from distill.optimizers import make_optimizer, warmup_cosine
 from distill.processes import Agreement
+from distill.random_numbers import repeatable
 from distill.report import rate_warnings
 from distill.runs import RunFolder
 from distill.steps import NonFiniteLossError, StepGuard
@@ -315,12 +316,8 @@ class _Fit:
             self._save(None)
 
     def _evaluation(self) -> Mapping[str, float]:
-        devices = [self.accelerator.device] if self.accelerator.device.type == "cuda" else []
-        with contextlib.ExitStack() as stack:
-            stack.enter_context(torch.random.fork_rng(devices))
-            torch.manual_seed(0)
-            if self.average is not None:
-                stack.enter_context(self.average.in_use())
+        averaged = contextlib.nullcontext() if self.average is None else self.average.in_use()
+        with repeatable(self.accelerator.device), averaged:
             evaluation = self.evaluate(self.model.eval())
         if any(self.agreement.any_of(self.interruption.asked)):
             self._stop()

@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader
 from distill.data import DataConfig, Preprocessing, Splits
 from distill.data.event_config import is_events
 from distill.evaluation import firing_rates, top1_by_timesteps
+from distill.random_numbers import repeatable
 from distill.report import model_card, rate_warnings, table, versions
 from distill.session import Session
 from models import SpikingNetwork, save_snn
@@ -38,8 +39,9 @@ def student_results(
         images: that it was trained on in that time, all processes together.
     """
     others = [steps for steps in eval_timesteps if steps != student.timesteps]
-    by_timesteps = top1_by_timesteps(accelerator, loader, student, others) | {student.timesteps: student_top1}
-    rates = firing_rates(accelerator, loader, student)
+    with repeatable(accelerator.device):
+        by_timesteps = top1_by_timesteps(accelerator, loader, student, others) | {student.timesteps: student_top1}
+        rates = firing_rates(accelerator, loader, student)
     return {
         "student_top1": student_top1,
         "student_top1_by_timesteps": dict(sorted(by_timesteps.items())),
@@ -82,7 +84,8 @@ def write_results(
     folder = session.folder
     save_snn(student, folder.path / "student", image_extra(preprocessing, data))
     what = f"{data_config.name}" + (f" ({data_config.root})" if data_config.root else "")
-    replace_text(folder.path / "student" / "README.md", model_card(summary, teacher, what, session.config_text))
+    card = model_card(summary, teacher, what, session.config_text, is_events(data_config))
+    replace_text(folder.path / "student" / "README.md", card)
     folder.write_summary(summary)
     for line in rate_warnings(summary["firing_rates"]):
         log.warning("warning: %s", line)
