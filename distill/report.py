@@ -48,16 +48,18 @@ def rate_warnings(rates: dict[str, float]) -> list[str]:
     return lines
 
 
-def model_card(summary: dict[str, Any], teacher: str | None, data: str, config: str) -> str:
+def model_card(summary: dict[str, Any], teacher: str | None, data: str, config: str, events: bool = False) -> str:
     """README.md of a student's folder.
 
     Args:
         teacher: its timm name; None for a network that learned from labels alone.
         data: what it was trained on, for people.
         config: the resolved YAML.
+        events: whether the network was trained on event frames.
     """
     packages = ", ".join(f"{name} {value}" for name, value in summary["versions"].items())
     gradient = GRADIENTS[summary["algorithm"]]
+    shape = "event frames (T, B, 2, H, W)" if events else "(B, C, H, W)"
     if teacher is None:
         tags, title = "", "Spiking network"
         how = f"Trained on labels, from the start that the configuration below names, with {gradient},"
@@ -84,7 +86,7 @@ Mean firing rate: {100 * summary["mean_firing_rate"]:.1f} % of the neurons in a 
 import models  # of the package spikeswap
 
 snn = models.load_snn("path/of/this/folder")
-logits = snn(images)  # (B, C, H, W), normalised as config.json says under "extra"
+logits = snn(images)  # {shape}, normalised as config.json says under "extra"
 ```
 
 ## How it was made

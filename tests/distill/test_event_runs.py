@@ -48,11 +48,13 @@ def run_of(folder):
     return RunConfig(dir=str(folder), trackers=[], compile=False, threads=1)
 
 
-def alone(folder, data, **student):
+def alone(folder, data, size=SIZE, **student):
     student = StudentConfig(**{**dict(name="vggsnn_cifar", width=8, timesteps=T), **student})
     return SnnTrainingConfig(
-        run=run_of(folder), data=data, ann=TeacherConfig(**ANN), student=student, train=TrainConfig(**TRAIN)
-    )
+        run=run_of(folder), data=data,
+        ann=TeacherConfig(**ANN | dict(input_size=[2, size, size])),
+        student=student, train=TrainConfig(**TRAIN),
+    )  # fmt: skip
 
 
 def train(config):
@@ -65,6 +67,14 @@ def test_every_algorithm_trains_on_frames(data, tmp_path, algorithm):
     first, *_, last = train(config), *losses(tmp_path / "r")
     assert last < losses(tmp_path / "r")[0]
     assert list(first["student_top1_by_timesteps"]) == [T]  # eval_timesteps is left out: other T, other frames
+
+
+def test_the_papers_network_for_events_trains_on_frames_of_its_size(data, tmp_path):
+    config = alone(tmp_path / "r", data, size=48, name="vggsnn_dvs")
+    assert train(config)["student_top1"] == 100
+    assert losses(tmp_path / "r")[-1] < losses(tmp_path / "r")[0]
+    card = (tmp_path / "r" / "student" / "README.md").read_text()
+    assert "event frames (T, B, 2, H, W)" in card
 
 
 def losses(folder):
@@ -93,8 +103,8 @@ def distilled(data, tmp_path_factory):
     folder = tmp_path_factory.mktemp("distilled") / "r"
     config = DistillConfig(
         run=run_of(folder), data=data, teacher=TEACHER, student=StudentConfig(timesteps=T),
-        teacher_train=TrainConfig(**TEACHER_TRAIN), train=TrainConfig(**TRAIN | dict(epochs=8)), taps=["layer1", "layer2"],
-        init=InitConfig(adapters="regression", calibration_images=16),
+        teacher_train=TrainConfig(**TEACHER_TRAIN), train=TrainConfig(**TRAIN | dict(epochs=8)),
+        taps=["layer1", "layer2"], init=InitConfig(adapters="regression", calibration_images=16),
     )  # fmt: skip
     summary = distillation.run(config, start(config), False)
     forget_accelerate()
