@@ -115,8 +115,8 @@ class _BatchNormOverRanks(Function):
         ctx.save_for_backward(x, weight, mean, torch.rsqrt(var + eps))
         ctx.group = group
         ctx.mark_non_differentiable(mean, var, count)
-        parameters = (None if p is None else p.to(mean.dtype) for p in (weight, bias))
-        return F.batch_norm(x, mean, var, *parameters, training=False, eps=eps), mean, var, count
+        weight, bias = (None if p is None else p.to(mean.dtype) for p in (weight, bias))
+        return F.batch_norm(x, mean, var, weight, bias, training=False, eps=eps), mean, var, count
 
     @staticmethod
     @once_differentiable

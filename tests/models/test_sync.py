@@ -1,11 +1,13 @@
 """The pieces of synchronised batch norm, in one process; several are run by tests/distill/test_sync_bn.py."""
 
 import contextlib
+import dataclasses
 
 import pytest
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from test_norm_backward import PIXELS, TERMS, inputs
 from timm.layers import StdConv2d
 from torch import nn
 from torch._dynamo.testing import CompileCounter
@@ -13,6 +15,7 @@ from toy_networks import Residual, generic, spiking
 
 import models.sync
 from models import NeuronConfig, SpikingNeuron, synchronised_batch_norm
+from models.norm_backward import norms_backward
 from models.ranks import active_group, moments_over_ranks, sums_over_ranks, taking_together
 from models.sync import batch_norm_over_ranks
 
@@ -115,6 +118,26 @@ def test_of_one_process_it_is_pytorchs_batch_norm(group, dtype, affine, memory_f
     for ours, theirs in zip(results[1], results[0], strict=True):
         assert ours.dtype == theirs.dtype and ours.stride() == theirs.stride()
         torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("memory", PIXELS)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
+def test_of_one_process_the_sums_of_a_layer_are_its_own(group, dtype, memory):
+    tolerance = {torch.float64: 1e-12, torch.bfloat16: 3e-2}[dtype]
+    grad, kappa, norms, rates, weights, needs = inputs(TERMS["one of each"], memory, dtype)
+    over_ranks = [norm and dataclasses.replace(norm, group=group if norm.of_batch else None) for norm in norms]
+    expected = norms_backward(grad, kappa, norms, rates, weights, needs)
+    found = norms_backward(grad, kappa, over_ranks, rates, weights, needs)
+    assert [x is None for x in found] == [x is None for x in expected]
+    alone = [norm for norm in over_ranks if norm is not None and norm.group is not None]
+    assert alone
+    for i, norm in enumerate(over_ranks):
+        if norm is not None:  # whose map was applied to the rate by itself
+            expected += norms[i].backward(grad, rates[i], weights[i], needs[i])
+            found += norm.backward(grad, rates[i], weights[i], needs[i])
+    for ours, theirs in zip(found, expected, strict=True):
+        assert ours is None or ours.dtype == theirs.dtype
+        torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance * (1 if ours is None else 3))
 
 
 def test_under_autocast_statistics_stay_float32(synchronised):
