@@ -14,7 +14,7 @@ from typing import Any, Generic, NamedTuple, NoReturn, TypeVar, get_type_hints
 import yaml
 from jsonargparse import ArgumentParser, set_parsing_settings
 
-from distill.data.faults import LoaderProcessDied, loader_deaths_explained
+from distill.data.faults import LoaderProcessDied, loader_errors_explained
 from distill.interruption import Preempted
 from distill.steps import NonFiniteLossError
 from models import UnsupportedOperationError
@@ -114,7 +114,7 @@ def _build(config_class: type[C], namespace: Any, prefix: str = "") -> C:
 def run(main: Callable[[], None]) -> None:
     """Calls `main`; a user's mistake ends the process with one line on stderr and status 2."""
     try:
-        with loader_deaths_explained():
+        with loader_errors_explained():
             main()
     except Preempted as stop:
         print(f"{Path(sys.argv[0]).name}: {stop.message}; continue with --resume", file=sys.stderr)

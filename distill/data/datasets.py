@@ -1,122 +1,26 @@
 """The images of a run as map-style datasets: a training and a held-out set with the same classes."""
 
 import math
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import Dataset, default_collate
 
 from distill.data.config import DataConfig, Preprocessing
 from distill.data.digits import CLASSES, load_digits, rank_in_class
 from distill.data.event_config import is_events
 from distill.data.faults import Unreadable, find_unreadable
 from distill.data.files import DecodedOnRead, FileSplit, UnreadableImage
-from distill.data.seeds import SampleKey, check_seed
+from distill.data.image_set import ImageSet
 from distill.data.sources import list_files
 from distill.data.synthetic import synthetic_images, synthetic_labels
-from distill.data.transforms import BatchTransform, EvalTransform, Transform, train_transform
+from distill.data.transforms import EvalTransform, Transform, train_transform
 
 MEMORY_BYTES = 2**30  # what in_memory=None allows for train and eval together
 PROBES = 64  # images whose headers stand for all when sizes vary
-
-
-class ImageSet(Dataset[tuple[Tensor, int]]):
-    """Images and their labels: item i is (float32 (C, H, W), class index).
-
-    Where the transform allows, a loader gets its batches whole (`__getitems__`), not item by item.
-
-    An item is asked for by its index, which means epoch 0, or by (epoch, index), as the training sampler does.
-
-    Args:
-        images: what the transform's `prepare` returned, one per image: one uint8 tensor, a list, or read from disk.
-        labels: class of each image, int64 (N,).
-        transform: its `finish` makes an item of a prepared image.
-        seed: of the augmentation, from 0 up.
-        in_memory: whether `images` are held in memory.
-        collate: makes a batch of items; None: torch's own, which stacks along a new first axis.
-        unreadable: the images of the split that could not be read; None: an image that cannot be read is an error.
-        substitute: whether `unreadable` numbers these images, and grows: in the place of one that cannot be read stands
-            the next that can, with its label, whatever the process, worker or epoch.
-    """
-
-    def __init__(
-        self,
-        images: Sequence[Any] | Tensor,
-        labels: np.ndarray,
-        transform: Transform[Any],
-        seed: int,
-        in_memory: bool,
-        collate: Callable[[Sequence[tuple[Tensor, int]]], tuple[Tensor, Tensor]] | None = None,
-        unreadable: Unreadable | None = None,
-        substitute: bool = False,
-    ):
-        assert len(images) == len(labels)
-        self._images, self._labels, self._transform = images, labels, transform
-        self._seed = check_seed(seed)
-        self.in_memory = in_memory
-        self.collate = partial(_collated, collate or default_collate)
-        self._unreadable, self._substitute = unreadable, substitute
-
-    @property
-    def labels(self) -> np.ndarray:
-        """Class of each image, int64 (N,), in the order of the items."""
-        return self._labels
-
-    def __len__(self) -> int:
-        return len(self._labels)
-
-    def __getitem__(self, key: int | tuple[int, int]) -> tuple[Tensor, int]:
-        sample = self._sample(key)
-        image, index = self._read(sample.image)
-        return self._transform.finish(image, sample), int(self._labels[index])
-
-    def __getitems__(self, keys: Sequence[int | tuple[int, int]]) -> Any:
-        """A batch (images, labels) made at once, or, where that cannot be, a list of items; the same values."""
-        if not isinstance(self._transform, BatchTransform):
-            return [self[key] for key in keys]
-        samples = [self._sample(key) for key in keys]
-        indices = [sample.image for sample in samples]
-        if isinstance(self._images, Tensor):
-            stored = self._images[indices]
-        else:
-            read = [self._read(index) for index in indices]
-            stored, indices = torch.stack([image for image, _ in read]), [index for _, index in read]
-        return self._transform.finish_batch(stored, samples), torch.from_numpy(self._labels[indices])
-
-    @property
-    def skipped(self) -> tuple[str, ...]:
-        """Names of the images that were left out so far because they could not be read, by this process's loaders."""
-        return () if self._unreadable is None else self._unreadable.names
-
-    def _read(self, index: int) -> tuple[Any, int]:
-        """An image as it is stored, and its index; of the next that can be read, where that is wanted."""
-        if self._unreadable is None or not self._substitute:
-            return self._images[index], index
-        for other in (*range(index, len(self)), *range(index)):
-            if other not in self._unreadable:
-                try:
-                    return self._images[other], other
-                except UnreadableImage as error:
-                    self._unreadable.add(other, error)
-        self._unreadable.kept()  # which says that nothing is left
-        raise AssertionError
-
-    def _sample(self, key: int | tuple[int, int]) -> SampleKey:
-        epoch, index = key if isinstance(key, tuple) else (0, key)
-        if not 0 <= index < len(self):  # a negative index would be augmented differently from its positive twin
-            raise IndexError(f"index is {index}; allowed: 0 to {len(self) - 1}")
-        return SampleKey(self._seed, epoch, index)
-
-
-def _collated(collate: Callable[[Any], Any], batch: Any) -> Any:
-    """What `ImageSet.__getitems__` returned, as a batch."""
-    return batch if isinstance(batch, tuple) else collate(batch)
 
 
 @dataclass(frozen=True)

@@ -1,15 +1,23 @@
 """Images that cannot be read, and loader processes that die."""
 
+from __future__ import annotations
+
 import logging
 import re
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
 
 from distill.data.files import StoredImage, UnreadableImage
+
+if TYPE_CHECKING:
+    from distill.data.image_set import ImageSet
 
 log = logging.getLogger(__name__)
 
@@ -69,21 +77,31 @@ def find_unreadable(files: Sequence[StoredImage], mode: str) -> Unreadable:
     return found
 
 
+def skipped_images(accelerator: Accelerator, *image_sets: ImageSet) -> tuple[str, ...]:
+    """Names of the images that any process has left out of these sets so far, sorted; all processes must call this."""
+    own = [name for image_set in image_sets for name in image_set.skipped]
+    return tuple(sorted(set(gather_object(own))))
+
+
 class LoaderProcessDied(RuntimeError):
     """A process that loads images has ended by itself."""
 
 
 @contextmanager
-def loader_deaths_explained() -> Iterator[None]:
-    """Turns torch's error about a dead loader process into one that says what to do.
+def loader_errors_explained() -> Iterator[None]:
+    """Turns torch's errors about loader processes into ones that say what happened, and what to do.
 
-    torch raises it wherever the main process happens to be, from a signal handler: wrap the whole training in this.
+    torch raises that of a dead process wherever the main process happens to be, from a signal handler: wrap the whole
+    training in this.
 
     Raises:
         LoaderProcessDied: names the process, and the likely cause.
+        UnreadableImage: names the image, without the traceback of the process that torch puts into the text.
     """
     try:
         yield
+    except UnreadableImage as error:
+        raise UnreadableImage(str(error).rpartition("UnreadableImage: ")[2].strip()) from error
     except RuntimeError as error:
         died = re.search(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\)", str(error))
         if died is None:

@@ -18,7 +18,7 @@ from accelerate import Accelerator
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from distill.data.datasets import ImageSet
+from distill.data.image_set import ImageSet
 from distill.data.seeds import check_seed
 
 MOST_WORKERS = 8

@@ -7,6 +7,7 @@ from accelerate import Accelerator
 from accelerate.data_loader import prepare_data_loader, skip_first_batches
 from accelerate.state import AcceleratorState
 from PIL import Image
+from torch.utils.data import default_collate
 
 from distill.data import DataConfig, ImageSet, Preprocessing, eval_loader, load_data, train_loader
 from distill.data.loaders import EpochSampler
@@ -92,9 +93,11 @@ def test_a_batch_made_at_once_holds_the_items_bit_by_bit(augment, in_memory):
     if not in_memory:
         dataset._images = list(dataset._images)
     keys = [(epoch, index) for epoch in range(3) for index in (5, 0, 21, 5)]
-    images, labels = dataset.__getitems__(keys)
+    images, labels = dataset.collate(dataset.__getitems__(keys))
     assert (images.dtype, labels.dtype, labels.tolist()) == (torch.float32, torch.int64, [5, 0, 21, 5] * 3)
     assert torch.equal(images, torch.stack([dataset[key][0] for key in keys]))
+    anyones = default_collate(dataset.__getitems__(keys))  # as of a loader that knows nothing of this
+    assert torch.equal(anyones[0], images) and torch.equal(anyones[1], labels)
     stored = torch.stack([*dataset._images])
     assert torch.equal(stored, torch.stack([*image_set()._images]))  # nothing was changed in place
     with pytest.raises(IndexError, match="index is 22"):

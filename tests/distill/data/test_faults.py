@@ -10,7 +10,7 @@ from PIL import Image
 
 from distill import cli
 from distill.data import DataConfig, Preprocessing, Splits, eval_loader, load_data, train_loader
-from distill.data.faults import LoaderProcessDied, loader_deaths_explained
+from distill.data.faults import LoaderProcessDied, loader_errors_explained
 
 PRE = Preprocessing(input_size=(3, 4, 4), mean=(0.0,) * 3, std=(1 / 255,) * 3)
 BROKEN = {1: b"no image", 2: None, 11: b""}  # the second is cut off in the middle
@@ -115,10 +115,11 @@ def test_by_default_a_broken_image_is_an_error_that_names_it(root, workers):
     assert train.skipped == ()
 
 
-def test_a_killed_loader_process_gives_one_error_that_says_what_to_do():
+def test_a_killed_loader_process_gives_one_error_that_says_what_to_do(monkeypatch):
+    monkeypatch.setattr("torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL", 0.1)  # waited for at the end
     dataset = load_data(DataConfig(name="synthetic"), PRE).train
     expected = r"died \(pid \d+\).*out of memory.*fewer data.workers"
-    with pytest.raises(LoaderProcessDied, match=expected), loader_deaths_explained():
+    with pytest.raises(LoaderProcessDied, match=expected), loader_errors_explained():
         batches = iter(train_loader(dataset, 8, seed=0, workers=1))
         next(batches)
         os.kill(batches._workers[0].pid, signal.SIGKILL)
@@ -137,6 +138,18 @@ def test_a_script_ends_with_one_line_when_a_loader_process_dies(capsys):
     assert "error: a process that loads images died (pid 12), most likely because" in line and "data.workers" in line
 
 
+def test_a_script_ends_with_one_line_for_an_image_that_another_process_cannot_read(root, capsys):
+    def main():
+        list(
+            eval_loader(load_data(DataConfig(name="folder", root=str(root), in_memory=False), PRE).train, 2, workers=1)
+        )
+
+    with pytest.raises(SystemExit):
+        cli.run(main)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith("a/01.png: not in a format that Pillow knows") and "error: cannot read the image" in line
+
+
 def test_other_errors_pass_as_they_are():
-    with pytest.raises(RuntimeError, match=r"^shapes differ$"), loader_deaths_explained():
+    with pytest.raises(RuntimeError, match=r"^shapes differ$"), loader_errors_explained():
         raise RuntimeError("shapes differ")

@@ -9,14 +9,18 @@ import torch
 from accelerate import Accelerator
 from accelerate.data_loader import prepare_data_loader
 from accelerate.state import AcceleratorState
+from PIL import Image
 
 from distill.data import (
+    DataConfig,
     ImageSet,
     Preprocessing,
     eval_loader,
+    load_data,
     prepare_loader,
     sample_indices,
     skip_batches,
+    skipped_images,
     train_loader,
 )
 from distill.data.transforms import CropFlipTransform
@@ -111,7 +115,26 @@ def check_in_every_process(folder: Path) -> None:
     whole = list(loader)
     loader.set_epoch(3)
     rest = list(skip_batches(loader, 2))
-    torch.save({"whole": whole, "rest": rest}, folder / f"{accelerator.process_index}.pt")
+    for index in range(12):
+        (folder / "images/train" / "ab"[index % 2]).mkdir(parents=True, exist_ok=True)
+        if accelerator.is_main_process:
+            Image.new("RGB", (6, 6)).save(folder / "images/train" / "ab"[index % 2] / f"{index:02}.png")
+    if accelerator.is_main_process:
+        for broken in ("a/02.png", "b/11.png"):
+            (folder / "images/train" / broken).write_bytes(b"")
+    accelerator.wait_for_everyone()
+    config = DataConfig(
+        name="folder", root=str(folder / "images"), eval_split="train", in_memory=False, on_corrupt="skip"
+    )
+    splits = load_data(config, PRE)
+    list(prepare_loader(accelerator, train_loader(splits.train, 6, seed=0, workers=1)))
+    skipped = [os.path.basename(name) for name in splits.train.skipped]
+    everyone = [os.path.basename(name) for name in skipped_images(accelerator, splits.train)]
+    own = sample_indices(train_loader(splits.train, 6, seed=0), 0, 0, accelerator.process_index, 2)
+    torch.save(
+        {"whole": whole, "rest": rest, "skipped": skipped, "everyone": everyone, "own": own},
+        folder / f"{accelerator.process_index}.pt",
+    )
     accelerator.end_training()
 
 
@@ -124,6 +147,9 @@ def test_two_processes_resume_where_they_were(tmp_path):
     for process in found:
         assert len(process["whole"]) == 5  # 11 batches of two
         assert same(process["rest"], process["whole"][2:])
+        assert process["everyone"] == ["02.png", "11.png"]
+        # in the order of their paths, a/00, a/02, ..., b/11, these are files 1 and 11
+        assert process["skipped"] == [name for i, name in ((1, "02.png"), (11, "11.png")) if i in process["own"]]
     labels = [int(label) for process in found for _, batch in process["whole"] for label in batch]
     assert len(set(labels)) == 20
 
