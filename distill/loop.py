@@ -6,13 +6,11 @@ A step is one update of the optimizer. Losses are means over images.
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import time
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from accelerate import Accelerator
@@ -23,7 +21,7 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from distill.backward import Backward
-from distill.checkpoints import Checkpoint, CheckpointError, Checkpoints
+from distill.checkpoints import Checkpoints
 from distill.config import TrainConfig
 from distill.data.loaders import prepare_loader, sample_indices, skip_batches
 from distill.ema import WeightAverage
@@ -35,6 +33,7 @@ from distill.processes import Agreement
 from distill.random_numbers import repeatable
 from distill.report import rate_warnings
 from distill.runs import RunFolder
+from distill.saved_state import SavedState
 from distill.steps import NonFiniteLossError, StepGuard
 from models import synchronised_batch_norm
 
@@ -155,10 +154,13 @@ class _Fit:
         factor = warmup_cosine(config, (lr_epochs or config.epochs) * self.steps_per_epoch)
         before = (epochs_before if lr_epochs is not None else 0) * self.steps_per_epoch
         self.scheduler = accelerator.prepare(LambdaLR(optimizer, lambda step: factor(step + before)))
-        self.checkpoints = Checkpoints(folder.checkpoints / stage, folder.saving.keep)
         self.agreement = Agreement(accelerator)
         self.interruption = Interruption()
         self.average = None if config.ema is None else WeightAverage(model, config.ema)
+        self.state = SavedState(
+            accelerator, Checkpoints(folder.checkpoints / stage, folder.saving.keep), self.agreement, self.optimizer,
+            self.scheduler, self.average, config, folder.saving.allow_changed,
+        )  # fmt: skip
         self.guard = StepGuard(accelerator, self.model)
         self.progress = Progress()
         self.saved = time.monotonic()
@@ -332,67 +334,15 @@ class _Fit:
         return self.config.lr * self.scheduler.scheduler.lr_lambdas[0](step)
 
     def _save(self, evaluation: Mapping[str, float] | None) -> str:
-        """Writes a checkpoint; where that fails, the older ones stay and the training goes on. Returns what to say."""
-        accelerator, progress = self.accelerator, self.progress
-
-        def write(path: Path) -> None:
-            accelerator.save_state(str(path))
-            (path / f"progress_{accelerator.process_index}.json").write_text(json.dumps(progress.plain()))
-            if self.average is not None and accelerator.is_main_process:
-                self.average.save(path / "average.safetensors")
-
-        def everywhere(error: BaseException | None) -> None:
-            if (text := self.agreement.first_error(error)) is not None:
-                raise CheckpointError(text)
-
-        facts = {
-            "processes": accelerator.num_processes,
-            "score": None if evaluation is None or self.score is None else evaluation.get(self.score),
-        }
+        """Writes a checkpoint; returns what to say of it."""
         self.saved = time.monotonic()
-        try:
-            self.checkpoints.save(
-                progress.epochs, progress.batches, write, everywhere, accelerator.is_main_process, facts
-            )
-        except CheckpointError as error:
-            last = self.checkpoints.newest(say=False)
-            kept = "no checkpoint was written before" if last is None else f"the last good one is {last.path}"
-            log.info("warning: no checkpoint could be written (%s); %s", error, kept)
-            return f"no checkpoint could be written ({error}); {kept}"
-        return f"a checkpoint is in {self.checkpoints.path}"
+        score = None if evaluation is None or self.score is None else evaluation.get(self.score)
+        return self.state.save(self.progress, score)
 
     def _resume(self) -> None:
-        """Loads the newest whole checkpoint, the state of the training's random numbers included."""
-        accelerator = self.accelerator
-        found = self._checkpoint()
-        epochs = 0 if found is None else found.epochs
-        if accelerator.is_main_process:
-            self.checkpoints.drop_newer(found)
+        """Goes on from the newest whole checkpoint; epochs that none holds are trained, and logged, again."""
+        self.progress = self.state.load(self.steps_per_epoch)
+        epochs = self.progress.epochs
+        if self.accelerator.is_main_process:
             self.folder.drop_metrics(lambda line: line["stage"] != self.stage or line["epoch"] <= epochs)
-        accelerator.wait_for_everyone()
-        if found is None:
-            return
-        accelerator.load_state(str(found.path))
-        path = found.path / f"progress_{accelerator.process_index}.json"
-        if path.exists():
-            self.progress = Progress.of_plain(json.loads(path.read_text()))
-        else:  # of a process that was not there; only at the end of an epoch, where nothing else is in it
-            self.progress = Progress(found.epochs)
-        if self.average is not None:
-            self.average.load(found.path / "average.safetensors", self.progress.averaged)
-
-    def _checkpoint(self) -> Checkpoint | None:
-        """The one to resume from, the same on all processes: the main process looks."""
-        found = self.checkpoints.newest() if self.accelerator.is_main_process else None
-        found = self.agreement.gather(found)[0]
-        processes = None if found is None else self.checkpoints.facts(found).get("processes")
-        if found is None or processes == self.accelerator.num_processes:
-            return found
-        if "processes" in self.folder.saving.allow_changed:
-            return self.checkpoints.newest(say=False, epoch_ends=True)
-        now = self.accelerator.num_processes
-        raise ValueError(
-            f"the checkpoint {found.path} is of {processes} process(es), now there are {now}, "
-            "which changes the batches; start as many, or say --allow-changed processes (it continues at the last end "
-            "of an epoch)"
-        )
+        self.accelerator.wait_for_everyone()

@@ -565,3 +565,47 @@ def test_firing_rates_are_logged_and_dead_layers_named(tmp_path, caplog):
     assert len(rates) == sum(isinstance(module, SpikingNeuron) for module in snn.modules())
     assert rates[f"firing_rate/{silent}"] == 0.0 and all(0 <= rate <= 1 for rate in rates.values())
     assert f"in epoch 1 layer {silent} is almost silent" in caplog.text
+
+
+def test_settings_that_are_allowed_to_change_count_from_the_checkpoint_on(tmp_path, learning_rates):
+    train(tmp_path, config_of(epochs=4, lr=0.1, momentum=0.9, weight_decay=0.125), stop_after=3)
+    learning_rates.clear()
+    changed = config_of(epochs=6, lr=0.4, momentum=0.5, weight_decay=0.25)
+    found = []
+    handle = register_optimizer_step_pre_hook(lambda optimizer, *_: found.append(optimizer.param_groups[-1]))
+    train(tmp_path, changed, resume=True)
+    handle.remove()
+    # two epochs of two steps are behind it: the steps 4 to 11 of half a cosine over 12
+    assert learning_rates == pytest.approx([0.2 * (1 + math.cos(math.pi * n / 12)) for n in range(4, 12)], abs=1e-12)
+    assert {group["momentum"] for group in found} == {0.5} and {group["weight_decay"] for group in found} == {0.25}
+
+
+@pytest.mark.parametrize("changes", [dict(batch_size=2), dict(batch_size=2, accumulate=2)])
+def test_other_batches_go_on_at_the_end_of_an_epoch(tmp_path, changes, learning_rates):
+    with pytest.raises(Stopped):
+        train(tmp_path, config_of(epochs=3), losses=Cut(3), saving=Saving(steps=1))  # within the second epoch
+    learning_rates.clear()
+    train(tmp_path, config_of(**{**dict(epochs=3, batch_size=4), **changes}), resume=True)
+    steps = 2 if "accumulate" in changes else 4
+    assert len(learning_rates) == 2 * steps
+    expected = [0.05 * (1 + math.cos(math.pi * n / (3 * steps))) for n in range(steps, 3 * steps)]
+    assert learning_rates == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (dict(weight_decay=0.1), "does not fit what is trained now: .* cannot be continued"),
+        (dict(optimizer="adamw"), "is of the optimizer 'momentum': start a new run"),
+    ],
+)
+def test_what_cannot_be_continued_is_refused(tmp_path, change, message):
+    train(tmp_path, config_of(epochs=3), stop_after=2)
+    with pytest.raises(ValueError, match=message):
+        train(tmp_path, config_of(epochs=3, **change), resume=True)
+
+
+def test_an_average_that_is_switched_on_later_starts_there(tmp_path):
+    train(tmp_path, config_of(epochs=3), stop_after=2)
+    train(tmp_path, config_of(epochs=3, ema=0.9), resume=True)
+    assert [line["epoch"] for line in metrics_of(tmp_path)] == [1, 2, 3]

@@ -1,0 +1,151 @@
+"""A training's state in its checkpoints: saved on all processes, found again, loaded under a configuration."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+
+from distill.checkpoints import Checkpoint, CheckpointError, Checkpoints
+from distill.config import TrainConfig
+from distill.ema import WeightAverage
+from distill.meters import Progress
+from distill.processes import Agreement
+from distill.runs import PROCESSES
+
+log = logging.getLogger(__name__)
+
+AVERAGE = "average.safetensors"
+
+
+class SavedState:
+    """Everything that a training would miss: Accelerate's state (network, optimizer, scheduler, scaler, random numbers
+    of each process), each process's progress, and the average of the weights.
+
+    Args:
+        optimizer, scheduler: prepared; nothing of the configuration is taken from a checkpoint.
+        average: of the weights, or None.
+        allow_changed: what the user allows to differ (see `distill.runs.Saving`).
+    """
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        checkpoints: Checkpoints,
+        agreement: Agreement,
+        optimizer: Any,
+        scheduler: Any,
+        average: WeightAverage | None,
+        config: TrainConfig,
+        allow_changed: tuple[str, ...] = (),
+    ) -> None:
+        self.checkpoints = checkpoints
+        self._accelerator = accelerator
+        self._agreement = agreement
+        self._optimizer, self._scheduler, self._average = optimizer, scheduler, average
+        self._allow_changed = allow_changed
+        self._division = {
+            "processes": accelerator.num_processes,
+            "batch_size": config.batch_size,
+            "accumulate": config.accumulate,
+        }
+        """How an epoch is divided, without which a place in it means nothing."""
+        self._kind = config.optimizer
+
+    def save(self, progress: Progress, score: float | None) -> str:
+        """Writes a checkpoint. Where that fails, the older ones stay and a warning is given. Returns what to say of it.
+
+        Args:
+            score: by which the best is chosen, or None.
+        """
+        accelerator = self._accelerator
+
+        def write(path: Path) -> None:
+            accelerator.save_state(str(path))
+            (path / f"progress_{accelerator.process_index}.json").write_text(json.dumps(progress.plain()))
+            if self._average is not None and accelerator.is_main_process:
+                self._average.save(path / AVERAGE)
+
+        def everywhere(error: BaseException | None) -> None:
+            if (text := self._agreement.first_error(error)) is not None:
+                raise CheckpointError(text)
+
+        facts = {**self._division, "optimizer": self._kind, "score": score}
+        try:
+            self.checkpoints.save(
+                progress.epochs, progress.batches, write, everywhere, accelerator.is_main_process, facts
+            )
+        except CheckpointError as error:
+            last = self.checkpoints.newest(say=False)
+            kept = "no checkpoint was written before" if last is None else f"the last good one is {last.path}"
+            log.info("warning: no checkpoint could be written (%s); %s", error, kept)
+            return f"no checkpoint could be written ({error}); {kept}"
+        return f"a checkpoint is in {self.checkpoints.path}"
+
+    def load(self, steps_per_epoch: int) -> Progress:
+        """Loads the newest whole checkpoint; those behind it are deleted. A fresh progress where there is none.
+
+        Args:
+            steps_per_epoch: of the optimizer.
+
+        Raises:
+            ValueError: if it is of another number of processes and that is not allowed.
+        """
+        accelerator = self._accelerator
+        found = self._agreement.gather(self._find() if accelerator.is_main_process else None)[0]
+        if isinstance(found, str):
+            raise ValueError(found)
+        if accelerator.is_main_process:
+            self.checkpoints.drop_newer(found)
+        accelerator.wait_for_everyone()
+        if found is None:
+            return Progress()
+        wanted = [dict(group) for group in self._optimizer.param_groups]
+        try:
+            accelerator.load_state(str(found.path))
+        except (ValueError, KeyError, RuntimeError) as error:
+            raise ValueError(
+                f"the checkpoint {found.path} does not fit what is trained now: {error}. Another network or optimizer, "
+                "or weight decay from or to 0, cannot be continued: start a new run"
+            ) from error
+        path = found.path / f"progress_{accelerator.process_index}.json"
+        # a process that was not there when it was written starts between two epochs, where nothing else counts
+        progress = Progress.of_plain(json.loads(path.read_text())) if path.exists() else Progress(found.epochs)
+        self._scheduler.scheduler.last_epoch = (
+            progress.epochs * steps_per_epoch + progress.batches // self._division["accumulate"]
+        )
+        self._configure(wanted)
+        if self._average is not None and (found.path / AVERAGE).exists():
+            self._average.load(found.path / AVERAGE, progress.averaged)
+        return progress
+
+    def _configure(self, wanted: list[dict[str, Any]]) -> None:
+        """Learning rate, weight decay and momentum as the configuration has them: it may have changed since."""
+        scheduler = self._scheduler.scheduler
+        scheduler.base_lrs = [group["initial_lr"] for group in wanted]
+        for group, values in zip(self._optimizer.param_groups, wanted, strict=True):
+            for name in ("initial_lr", "weight_decay", "momentum"):
+                if name in values:
+                    group[name] = values[name]
+            group["lr"] = group["initial_lr"] * scheduler.lr_lambdas[0](scheduler.last_epoch)
+
+    def _find(self) -> Checkpoint | str | None:
+        """The checkpoint to go on from, or what is wrong with it."""
+        found = self.checkpoints.newest()
+        if found is None:
+            return None
+        facts = self.checkpoints.facts(found)
+        if facts.get("optimizer") != self._kind:
+            return f"the checkpoint {found.path} is of the optimizer {facts.get('optimizer')!r}: start a new run"
+        if all(facts.get(name) == value for name, value in self._division.items()):
+            return found
+        processes, now = facts.get("processes"), self._division["processes"]
+        if processes != now and PROCESSES not in self._allow_changed:
+            return (
+                f"the checkpoint {found.path} is of {processes} process(es), now there are {now}, which changes the "
+                f"batches: start as many, or say --allow-changed {PROCESSES} (it continues at the last end of an epoch)"
+            )
+        return self.checkpoints.newest(say=False, epoch_ends=True)
