@@ -74,22 +74,27 @@ def firing_rates(accelerator: Accelerator, loader: DataLoader, student: nn.Modul
     Args:
         student: a spiking network, or a hybrid of one.
     """
-    sums: dict[str, Tensor] = {}
+    per_image: dict[str, Tensor] = {}
     neurons = {name: m for name, m in student.named_modules() if isinstance(m, (SpikingNeuron, DSRNeuron))}
     calls = {name: m.calls_per_step if isinstance(m, SpikingNeuron) else 1 for name, m in neurons.items()}
-    count = 0
+    names: list[str] = []
+    sums, count = torch.zeros(()), 0
 
     def add(name: str) -> Callable:
         def hook(module: nn.Module, args: tuple, output: SpikeTrain) -> None:
             fired = output.folded != 0  # a spike of DSR is as large as its threshold
-            sums[name] = sums.get(name, 0.0) + fired.mean(dtype=torch.float32) * len(output) / calls[name]  # type: ignore[operator]
+            of_steps = fired.flatten(1).mean(1, dtype=torch.float32).unflatten(0, (-1, len(output)))
+            per_image[name] = per_image.get(name, 0.0) + of_steps.mean(0) / calls[name]  # type: ignore[assignment]
 
         return hook
 
     with hooks([(module, add(name)) for name, module in neurons.items()]):
-        for images, labels in loader:
+        for images, _ in loader:
+            per_image.clear()
             with accelerator.autocast():
                 student(channels_last(images))
-            count += len(labels)
-    rates = torch.stack([value / count for value in sums.values()])
-    return dict(zip(sums, accelerator.reduce(rates, "mean").tolist(), strict=True))
+            names = list(per_image)
+            # image by image, because several processes are given some twice to have batches of one size
+            rates = accelerator.gather_for_metrics(torch.stack(list(per_image.values()), dim=1))
+            sums, count = sums + rates.sum(0).cpu(), count + len(rates)
+    return dict(zip(names, (sums / count).tolist(), strict=True))

@@ -77,6 +77,8 @@ def start(config: RunConfig, resume: bool, config_text: str, allow_changed: Sequ
         if tracker not in installed:
             raise ValueError(f"run.trackers: the package of {tracker!r} is not installed")
     accelerator = Accelerator(
+        # of several processes without a GPU Accelerate makes as many runs of one, unless it is told
+        cpu=int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.accelerator.is_available(),
         mixed_precision=config.mixed_precision,
         log_with=config.trackers or None,
         step_scheduler_with_optimizer=False,  # the loop counts optimizer steps itself
