@@ -16,6 +16,7 @@ import hashlib
 import importlib
 import importlib.util
 import logging
+import struct
 import sys
 import tarfile
 import tempfile
@@ -111,7 +112,8 @@ def open_frames(data: Recordings, root: Path, cache: Path | None, frames: int) -
             log.info("%s: cutting the recordings into %d frames each, kept in %s", data.title, frames, folder / name)
             with _written_aside(folder) as work:
                 (work / RAW).symlink_to((folder / RAW).resolve(), target_is_directory=True)
-                data.reader_class(str(work), **splits[0], **options)
+                with _recordings_named(data, root):
+                    data.reader_class(str(work), **splits[0], **options)
                 _move(work / name, folder / name)
     try:
         return [data.reader_class(str(folder), **split, **options) for split in splits]
@@ -152,7 +154,8 @@ def _prepare_raw(data: Recordings, root: Path, folder: Path) -> None:
         raw.mkdir()
         for part in data.parts:  # nothing but these: the readers take any other folder for a class
             (source / part).symlink_to((found / part).resolve(), target_is_directory=True)
-        data.reader_class.create_raw_from_extracted(source, raw)
+        with _recordings_named(data, root):
+            data.reader_class.create_raw_from_extracted(source, raw)
         _move(raw, folder / RAW)
 
 
@@ -222,6 +225,15 @@ def _written_aside(folder: Path) -> Iterator[Path]:
         raise ValueError(f"cache: {folder} cannot be written ({error.strerror}): say where frames are kept") from error
     with work as path:
         yield Path(path)
+
+
+@contextlib.contextmanager
+def _recordings_named(data: Recordings, root: Path) -> Iterator[None]:
+    """SpikingJelly's complaints of a damaged recording do not say what was being read."""
+    try:
+        yield
+    except (ValueError, IndexError, struct.error) as error:
+        raise ValueError(f"root: a recording of {data.title} in {root} cannot be read: {error}") from error
 
 
 def _move(source: Path, target: Path) -> None:

@@ -37,7 +37,10 @@ class CountsOnRead(Sequence[Tensor]):
         return len(self.paths)
 
     def __getitem__(self, index: int) -> Tensor:  # type: ignore[override]  # slices are not asked for
-        counts: np.ndarray = self.load(self.paths[index])
+        try:
+            counts: np.ndarray = self.load(self.paths[index])
+        except Exception as error:  # NumPy's reader raises many kinds, all with the same meaning here
+            raise ValueError(f"cannot read the frames {self.paths[index]}: {error}") from error
         most = counts.max(initial=0)
         return torch.from_numpy(counts).to(next(d for d, top in _TYPES.items() if most <= top))
 
@@ -63,44 +66,55 @@ def load_events(config: DataConfig, preprocessing: Preprocessing, seed: int, tim
         ValueError: if the data is not there, or training and test recordings have other classes.
     """
     assert config.root is not None  # checked by the config
-    augmented = EventTransform(preprocessing, timesteps, config.event_shift, config.hflip)
-    plain = EventTransform(preprocessing, timesteps)
+    transforms = (
+        EventTransform(preprocessing, timesteps, config.event_shift, config.hflip),
+        EventTransform(preprocessing, timesteps),
+    )
     cache = None if config.cache is None else Path(config.cache)
-    found = open_frames(SETS[config.name], Path(config.root), cache, timesteps or 1)
-    classes = tuple(found[0].classes)
-    if any(tuple(each.classes) != classes for each in found):
-        both = " and ".join(str(list(each.classes)) for each in found)
+    folders = open_frames(SETS[config.name], Path(config.root), cache, timesteps or 1)
+    classes = tuple(folders[0].classes)
+    if any(tuple(folder.classes) != classes for folder in folders):
+        both = " and ".join(str(list(folder.classes)) for folder in folders)
         raise ValueError(f"root: training and test recordings must have the same classes, found {both}")
-    samples = [(each, np.array(each.targets)) for each in found]
-    if len(found) == 1:
-        folder, labels = samples[0]
-        first = leading(labels, TRAIN_SHARE)
-        chosen = [(folder, labels, np.flatnonzero(first)), (folder, labels, np.flatnonzero(~first))]
-    else:
-        chosen = [(folder, labels, np.arange(len(labels))) for folder, labels in samples]
-    limits = (config.max_train_samples, config.max_eval_samples)
-    chosen = [(f, y, kept[spread(y[kept], limit)]) for (f, y, kept), limit in zip(chosen, limits, strict=True)]
-    if not all(len(kept) for *_, kept in chosen):
-        raise ValueError(f"root: {config.root} holds too few recordings to train on some and hold out others")
+    train, held_out = _parts(folders, config)
     in_memory = config.in_memory
     if in_memory is None:
-        pixels = math.prod(found[0].get_H_W())
-        recordings = sum(len(kept) for *_, kept in chosen)
-        in_memory = recordings * (timesteps or 1) * 2 * pixels <= MEMORY_BYTES
-    sets = []
-    for (folder, labels, kept), transform in zip(chosen, (augmented, plain), strict=True):
-        counts: Any = CountsOnRead(tuple(folder.samples[i][0] for i in kept), folder.loader)
-        sets.append(
-            ImageSet(
-                list(counts) if in_memory else counts,
-                labels[kept],
-                cast(Transform[Any], transform),  # a set asks its transform for `finish` alone
-                seed,
-                in_memory,
-                None if timesteps is None else stack_frames,
-            )
-        )
-    return Splits(*sets, classes)
+        pixels = math.prod(folders[0].get_H_W())
+        in_memory = (len(train.labels) + len(held_out.labels)) * (timesteps or 1) * 2 * pixels <= MEMORY_BYTES
+    collate = None if timesteps is None else stack_frames
+
+    def image_set(part: _Part, transform: EventTransform) -> ImageSet:
+        images: Any = list(part.counts) if in_memory else part.counts
+        # a set asks its transform for `finish` alone
+        return ImageSet(images, part.labels, cast(Transform[Any], transform), seed, in_memory, collate)
+
+    return Splits(image_set(train, transforms[0]), image_set(held_out, transforms[1]), classes)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """The recordings to train on, or those held out."""
+
+    counts: CountsOnRead
+    labels: np.ndarray
+
+
+def _parts(folders: list[Any], config: DataConfig) -> list[_Part]:
+    """What to train on and what to hold out, of the set's own two parts or of its only one."""
+    labels = [np.array(folder.targets) for folder in folders]
+    if len(folders) == 1:
+        first = leading(labels[0], TRAIN_SHARE)
+        folders, labels, members = folders * 2, labels * 2, [np.flatnonzero(first), np.flatnonzero(~first)]
+    else:
+        members = [np.arange(len(own)) for own in labels]
+    parts = []
+    limits = (config.max_train_samples, config.max_eval_samples)
+    for folder, own, kept, limit in zip(folders, labels, members, limits, strict=True):
+        kept = kept[spread(own[kept], limit)]
+        if not len(kept):
+            raise ValueError(f"root: {config.root} holds too few recordings to train on some and hold out others")
+        parts.append(_Part(CountsOnRead(tuple(folder.samples[i][0] for i in kept), folder.loader), own[kept]))
+    return parts
 
 
 def leading(labels: np.ndarray, share: float) -> np.ndarray:

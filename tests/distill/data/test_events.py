@@ -304,6 +304,24 @@ def test_data_that_is_not_there_is_named_with_where_to_get_it(tmp_path, make, te
         assert text in str(raised.value)
 
 
+@pytest.mark.parametrize("data", [bytes(13), bytes([5, 200, 128, 0, 0]) * 9], ids=["torn", "outside of the camera"])
+def test_a_damaged_recording_is_refused_with_its_set(tmp_path, data):
+    whole = {f"{split}/0/1": random_events(np.random.default_rng(0), 9, 34) for split in ("Train", "Test")}
+    tar = nmnist_tar(tmp_path / "a.tar", whole)
+    with tarfile.open(tar, "a") as more:
+        add(more, "nmnist/Train/0/2.bin", data)
+    with pytest.raises(ValueError, match=r"a recording of N-MNIST in .*a\.tar cannot be read"):
+        opened(tar, tmp_path / "cache")
+
+
+def test_a_file_of_frames_that_cannot_be_read_is_named(digits, tmp_path):
+    opened(digits[0], tmp_path)
+    (file,) = tmp_path.rglob(f"frames_number_{T}*/test/7/*.npz")
+    file.write_bytes(b"PK torn apart")
+    with pytest.raises(ValueError, match=rf"cannot read the frames .*{file.name}"):
+        opened(digits[0], tmp_path)
+
+
 def written(path, data):
     path.write_bytes(data)
     return path
@@ -313,6 +331,16 @@ def test_a_cache_that_cannot_be_written_is_named(digits, tmp_path):
     taken = written(tmp_path / "taken", b"")
     with pytest.raises(ValueError, match=r"cache: .*taken.* cannot be written"):
         opened(digits[0], taken)
+
+
+def test_too_few_recordings_to_hold_some_out_are_refused(tmp_path):
+    for name in CIFAR10:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / f"cifar10_{name}_0.aedat").write_bytes(
+            aedat2(random_events(np.random.default_rng(0), 9, 128))
+        )
+    with pytest.raises(ValueError, match="too few recordings"):
+        opened(tmp_path, name="cifar10_dvs", size=128)
 
 
 def test_splits_of_other_classes_are_refused(tmp_path):
