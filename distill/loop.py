@@ -122,25 +122,31 @@ class _Fit:
     """One training: what `fit` was given, and how far it is."""
 
     def __init__(
-        self, stage, accelerator, model, backward, loader, evaluate, config, folder, mixing, epochs_before, lr_epochs,
-        unused_parameters, score,
-    ):  # fmt: skip
-        self.stage: str = stage
-        self.accelerator: Accelerator = accelerator
-        self.backward: Backward = backward
-        self.evaluate: Callable[[nn.Module], Mapping[str, float]] = evaluate
-        self.config: TrainConfig = config
-        self.folder: RunFolder = folder
-        self.mixing: Mixing | None = mixing
-        self.epochs_before: int = epochs_before
-        self.score: str | None = score
-        self.indices_of: DataLoader = loader
+        self,
+        stage: str,
+        accelerator: Accelerator,
+        model: nn.Module,
+        backward: Backward,
+        loader: DataLoader,
+        evaluate: Callable[[nn.Module], Mapping[str, float]],
+        config: TrainConfig,
+        folder: RunFolder,
+        mixing: Mixing | None,
+        epochs_before: int,
+        lr_epochs: int | None,
+        unused_parameters: bool,
+        score: str | None,
+    ) -> None:
+        self.stage, self.accelerator, self.backward, self.evaluate = stage, accelerator, backward, evaluate
+        self.config, self.folder, self.mixing = config, folder, mixing
+        self.epochs_before, self.score = epochs_before, score
+        self.indices_of = loader
         if config.channels_last:
             model = model.to(memory_format=torch.channels_last)
         optimizer = make_optimizer(model, config)
         accelerator.gradient_accumulation_steps = config.accumulate
         accelerator.ddp_handler = DistributedDataParallelKwargs(find_unused_parameters=unused_parameters)
-        self.network: nn.Module = model
+        self.network = model
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
         self.loader = prepare_loader(accelerator, loader)
         self.steps_per_epoch = len(self.loader) // config.accumulate
@@ -246,13 +252,15 @@ class _Fit:
                 self._between_steps()
             if looked_at:
                 means = progress.losses.over_all(accelerator)  # none where no step has ended yet
-                loss = {"loss": f"{means['total']:.3f}"} if means else {}
-                bar.set_postfix(**loss, lr=f"{self.scheduler.get_last_lr()[0]:.2g}")
+                shown = {"loss": f"{means['total']:.3f}"} if means else {}
+                bar.set_postfix(shown | {"lr": f"{self.scheduler.get_last_lr()[0]:.2g}"})
 
     def _pass(self, images: Tensor, labels: Tensor, step: int, looked_at: bool) -> None:
         """Forward and backward of one batch and, behind the last of a step, the optimizer's move."""
         accelerator, guard, progress = self.accelerator, self.guard, self.progress
-        recording = recorded_rates(self.network) if looked_at else contextlib.nullcontext({})
+        recording: contextlib.AbstractContextManager[dict[str, Tensor]] = (
+            recorded_rates(self.network) if looked_at else contextlib.nullcontext({})
+        )
         with (
             accelerator.accumulate(self.model),
             synchronised_batch_norm(self.config.sync_bn),

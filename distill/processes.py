@@ -15,14 +15,14 @@ class Agreement:
 
     def __init__(self, accelerator: Accelerator) -> None:
         self.accelerator = accelerator
-        self._group = None
-        if accelerator.num_processes > 1:
-            gloo = dist.get_backend() == "gloo"
-            self._group = dist.group.WORLD if gloo else dist.new_group(backend="gloo")
+        self._several = accelerator.num_processes > 1
+        gloo = not self._several or dist.get_backend() == "gloo"
+        self._group: dist.ProcessGroup | None = None if gloo else dist.new_group(backend="gloo")
+        """None for the processes' usual one."""
 
     def any_of(self, *flags: bool) -> list[bool]:
         """Of each flag, whether it is set on any process."""
-        if self._group is None:
+        if not self._several:
             return list(flags)
         told = torch.tensor(flags, dtype=torch.int32)
         dist.all_reduce(told, dist.ReduceOp.MAX, self._group)
@@ -30,7 +30,7 @@ class Agreement:
 
     def smallest(self, number: int) -> int:
         """The smallest of all processes' numbers."""
-        if self._group is None:
+        if not self._several:
             return number
         told = torch.tensor(number)
         dist.all_reduce(told, dist.ReduceOp.MIN, self._group)
@@ -38,7 +38,7 @@ class Agreement:
 
     def gather(self, value: object) -> list:
         """Every process's value, in the order of their ranks."""
-        if self._group is None:
+        if not self._several:
             return [value]
         values: list = [None] * self.accelerator.num_processes
         dist.all_gather_object(values, value, self._group)  # between processes of this run, which trust each other

@@ -49,12 +49,12 @@ class StepGuard:
         Args:
             norm: of all gradients together, where clipping has found it already.
         """
-        total = sum(parts["total"].detach().float() for parts, _, _ in self._pending)
+        total = torch.stack([parts["total"].detach().float() for parts, _, _ in self._pending]).sum()
         if self._accelerator.scaler is None:
             if norm is None:
                 grads = [p.grad for p in self._model.parameters() if p.grad is not None]
                 norm = torch.nn.utils.get_total_norm(grads)
-            total = total + norm.float().to(total.device)  # type: ignore[union-attr]
+            total = total + norm.float().to(total.device)
         return math.isfinite(float(total))
 
     def keep(self, progress: Progress) -> None:
