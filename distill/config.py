@@ -104,6 +104,8 @@ class TrainConfig:
     """Images of one forward pass on one process."""
     accumulate: int = 1
     """Forward passes of one optimizer step."""
+    find_batch_size: bool = False
+    """Halve batch_size, and double accumulate, until a batch fits the device's memory."""
     optimizer: str = "sgd"
     """timm's name of the optimizer: sgd (Nesterov momentum), adamw, lamb, ..."""
     lr: float = 0.1

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from distill.adapter_start import start_adapters
+from distill.batch_size import batch_that_fits
 from distill.checkpoints import Checkpoints
 from distill.config import DistillConfig, TrainConfig
 from distill.data import Preprocessing, Splits, eval_loader, load_data, prepare_loader, train_loader
@@ -159,16 +160,19 @@ class _Training:
     def _fit(self, distiller: HybridDistiller, stage: Stage, resume: bool) -> None:
         config, session, seed = self.config, self.session, self.config.run.seed
         smoothing = config.loss.label_smoothing
+        backward = hybrid_backward(
+            stage, lambda outputs, labels: distillation_losses(outputs, labels, config.loss), seed
+        )
+        checkpoints = Checkpoints(session.folder.checkpoints / stage.name) if resume else None
+        train = batch_that_fits(session.accelerator, distiller, backward, self.images, config.train, checkpoints)
         result = fit(
             stage=stage.name,
             accelerator=session.accelerator,
             model=distiller,
-            backward=hybrid_backward(
-                stage, lambda outputs, labels: distillation_losses(outputs, labels, config.loss), seed
-            ),
-            loader=train_loader(self.data.train, config.train.batch_size, seed=seed, workers=config.data.workers),
+            backward=backward,
+            loader=train_loader(self.data.train, train.batch_size, seed=seed, workers=config.data.workers),
             evaluate=lambda model: self._accuracy(model, stage),
-            config=replace(config.train, epochs=stage.epochs),
+            config=replace(train, epochs=stage.epochs),
             folder=session.folder,
             resume=resume,
             mixing=Mixing(config.train, len(self.data.classes), smoothing, seed),

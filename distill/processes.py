@@ -5,6 +5,8 @@ A group of its own (gloo) carries them, so that nobody waits for a GPU to know w
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
@@ -17,7 +19,7 @@ class Agreement:
         self.accelerator = accelerator
         self._several = accelerator.num_processes > 1
         gloo = not self._several or dist.get_backend() == "gloo"
-        self._group: dist.ProcessGroup | None = None if gloo else dist.new_group(backend="gloo")
+        self._group: Any = None if gloo else dist.new_group(backend="gloo")
         """None for the processes' usual one."""
 
     def any_of(self, *flags: bool) -> list[bool]:

@@ -13,6 +13,8 @@ from accelerate.utils import set_seed
 from torch import Tensor
 
 from distill.backward import Backward, each_step, once
+from distill.batch_size import batch_that_fits
+from distill.checkpoints import Checkpoints
 from distill.config import SnnTrainingConfig
 from distill.data import Preprocessing, Splits, eval_loader, load_data, prepare_loader, train_loader
 from distill.evaluation import top1
@@ -52,14 +54,18 @@ def run(config: SnnTrainingConfig, session: Session, resume: bool) -> dict[str, 
     earlier = sum(line["seconds"] for line in session.folder.metrics()) if resume else 0.0
     set_seed(seed)  # from here on the same, whatever was looked at before
     loader = prepare_loader(accelerator, eval_loader(data.eval, config.train.batch_size, workers=workers))
+    snn = make(batches).train()
+    backward = backward_of(config.loss, config.student.algorithm, config.student.timesteps)
+    checkpoints = Checkpoints(session.folder.checkpoints / "student") if resume else None
+    train = batch_that_fits(accelerator, snn, backward, images, config.train, checkpoints)
     result = fit(
         stage="student",
         accelerator=accelerator,
-        model=make(batches).train(),
-        backward=backward_of(config.loss, config.student.algorithm, config.student.timesteps),
-        loader=train_loader(data.train, config.train.batch_size, seed=seed, workers=workers),
+        model=snn,
+        backward=backward,
+        loader=train_loader(data.train, train.batch_size, seed=seed, workers=workers),
         evaluate=lambda model: top1(accelerator, loader, lambda images: {"student_top1": model(images)}),
-        config=config.train,
+        config=train,
         folder=session.folder,
         resume=resume,
         mixing=Mixing(config.train, len(data.classes), config.loss.label_smoothing, seed),

@@ -10,6 +10,8 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from distill.backward import once
+from distill.batch_size import batch_that_fits
+from distill.checkpoints import Checkpoints
 from distill.config import TeacherConfig, TeacherTrainingConfig, TrainConfig
 from distill.data import Splits, eval_loader, load_data, prepare_loader, train_loader
 from distill.evaluation import top1
@@ -18,6 +20,7 @@ from distill.losses import cross_entropy
 from distill.mixing import Mixing
 from distill.report import versions
 from distill.session import Session
+from distill.students import probe_images
 from distill.teachers import build_teacher, teacher_preprocessing
 from models.io import CONFIG, WEIGHTS, replace_text, save_weights
 
@@ -47,12 +50,16 @@ def train_teacher(
     set_seed(seed)
     if resume and (path / WEIGHTS).exists():
         return build_teacher(teacher_config, len(data.classes), weights=path).to(accelerator.device).eval()
-    network = build_teacher(teacher_config, len(data.classes))
+    network = build_teacher(teacher_config, len(data.classes)).to(accelerator.device).train()
+    backward = once(lambda logits, labels: {"total": cross_entropy(logits, labels, smoothing)})
+    checkpoints = Checkpoints(session.folder.checkpoints / "teacher") if resume else None
+    images = probe_images(data, accelerator.device)
+    config = batch_that_fits(accelerator, network, backward, images, config, checkpoints)
     result = fit(
         stage="teacher",
         accelerator=accelerator,
         model=network,
-        backward=once(lambda logits, labels: {"total": cross_entropy(logits, labels, smoothing)}),
+        backward=backward,
         loader=train_loader(data.train, config.batch_size, seed=seed, workers=workers),
         evaluate=lambda model: top1(accelerator, loader, lambda images: {"teacher_top1": model(images)}),
         config=config,
