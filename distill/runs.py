@@ -38,6 +38,7 @@ MAY_CHANGE = (
     "run.keep_checkpoints",
     "data.workers",
     "data.in_memory",
+    "data.cache",
 )
 """What may differ when a run is resumed: none of it changes a number."""
 

@@ -97,14 +97,16 @@ def open_frames(data: Recordings, root: Path, cache: Path | None, frames: int) -
         ValueError: if the data is not there, an archive is not safe, or the cache cannot be written.
     """
     if not root.exists():
-        raise ValueError(f"root: there is no {root}; {_how_to_get(data)}")
+        raise ValueError(f"data.root: there is no {root}; {_how_to_get(data)}")
     splits: list[dict[str, Any]] = [{"train": True}, {"train": False}] if data.has_split else [{}]
     options = {"data_type": "frame", "frames_number": frames, "split_by": "number"}
     with _one_process_first():
         folder = _folder_of(root, cache)
         for half in (root / f"{RAW}.building", folder / f"{RAW}.building"):
             if half.exists():
-                raise ValueError(f"root: SpikingJelly was interrupted in {half.parent}: remove {RAW}/ and {half.name}")
+                raise ValueError(
+                    f"data.root: SpikingJelly was interrupted in {half.parent}: remove {RAW}/ and {half.name}"
+                )
         if not (folder / RAW).is_dir():
             _prepare_raw(data, root, folder)
         name = f"frames_number_{frames}_split_by_number"
@@ -118,7 +120,7 @@ def open_frames(data: Recordings, root: Path, cache: Path | None, frames: int) -
     try:
         return [data.reader_class(str(folder), **split, **options) for split in splits]
     except RuntimeError as error:  # SpikingJelly's own preparation was interrupted in this folder
-        raise ValueError(f"root: {error}") from error
+        raise ValueError(f"data.root: {error}") from error
 
 
 def _folder_of(root: Path, cache: Path | None) -> Path:
@@ -147,7 +149,7 @@ def _prepare_raw(data: Recordings, root: Path, folder: Path) -> None:
         found = found or _unpacked(data, work / "unpacked")
         if found is None:
             names = ", ".join(f"{part}/" for part in data.parts)
-            raise ValueError(f"root: {root} holds no {data.title}: there is no {names} in it; {_how_to_get(data)}")
+            raise ValueError(f"data.root: {root} holds no {data.title}: there is no {names} in it; {_how_to_get(data)}")
         log.info("%s: reading the recordings, kept in %s", data.title, folder / RAW)
         source, raw = work / "source", work / RAW
         source.mkdir()
@@ -181,8 +183,8 @@ def _archives(data: Recordings, root: Path) -> list[Path]:
             return found
     parts, files = ", ".join(f"{part}/" for part in data.parts), ", ".join(names)
     raise ValueError(
-        f"root: no {data.title} in {root}: looked for {RAW}/, for {parts} (also one folder deeper) and for {files} "
-        f"(also in download/); {_how_to_get(data)}"
+        f"data.root: no {data.title} in {root}: looked for {RAW}/, for {parts} (also one folder deeper) and for "
+        f"{files} (also in download/); {_how_to_get(data)}"
     )
 
 
@@ -208,11 +210,11 @@ def _unpack(archive: Path, folder: Path) -> None:
             with zipfile.ZipFile(archive) as packed:
                 packed.extractall(folder)  # which drops .. and leading slashes by itself
         else:
-            raise ValueError(f"root: {archive} is neither a folder nor a tar or zip")
+            raise ValueError(f"data.root: {archive} is neither a folder nor a tar or zip")
     except tarfile.FilterError as error:
-        raise ValueError(f"root: {archive} is not safe to unpack: {error}") from error
+        raise ValueError(f"data.root: {archive} is not safe to unpack: {error}") from error
     except (tarfile.TarError, zipfile.BadZipFile, EOFError) as error:
-        raise ValueError(f"root: {archive} cannot be unpacked: {error}") from error
+        raise ValueError(f"data.root: {archive} cannot be unpacked: {error}") from error
 
 
 @contextlib.contextmanager
@@ -222,7 +224,9 @@ def _written_aside(folder: Path) -> Iterator[Path]:
         folder.mkdir(parents=True, exist_ok=True)
         work = tempfile.TemporaryDirectory(dir=folder, prefix=".preparing-")
     except OSError as error:
-        raise ValueError(f"cache: {folder} cannot be written ({error.strerror}): say where frames are kept") from error
+        raise ValueError(
+            f"data.cache: {folder} cannot be written ({error.strerror}): say where frames are kept"
+        ) from error
     with work as path:
         yield Path(path)
 
@@ -233,7 +237,7 @@ def _recordings_named(data: Recordings, root: Path) -> Iterator[None]:
     try:
         yield
     except (ValueError, IndexError, struct.error) as error:
-        raise ValueError(f"root: a recording of {data.title} in {root} cannot be read: {error}") from error
+        raise ValueError(f"data.root: a recording of {data.title} in {root} cannot be read: {error}") from error
 
 
 def _move(source: Path, target: Path) -> None:

@@ -75,7 +75,7 @@ def load_events(config: DataConfig, preprocessing: Preprocessing, seed: int, tim
     classes = tuple(folders[0].classes)
     if any(tuple(folder.classes) != classes for folder in folders):
         both = " and ".join(str(list(folder.classes)) for folder in folders)
-        raise ValueError(f"root: training and test recordings must have the same classes, found {both}")
+        raise ValueError(f"data.root: training and test recordings must have the same classes, found {both}")
     train, held_out = _parts(folders, config)
     in_memory = config.in_memory
     if in_memory is None:
@@ -112,7 +112,7 @@ def _parts(folders: list[Any], config: DataConfig) -> list[_Part]:
     for folder, own, kept, limit in zip(folders, labels, members, limits, strict=True):
         kept = kept[spread(own[kept], limit)]
         if not len(kept):
-            raise ValueError(f"root: {config.root} holds too few recordings to train on some and hold out others")
+            raise ValueError(f"data.root: {config.root} holds too few recordings to train on some and hold out others")
         parts.append(_Part(CountsOnRead(tuple(folder.samples[i][0] for i in kept), folder.loader), own[kept]))
     return parts
 
