@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import traceback
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -107,7 +108,16 @@ def loader_errors_explained() -> Iterator[None]:
         if died is None:
             raise
         raise LoaderProcessDied(
-            f"a process that loads images died (pid {died[1].strip()}), most likely because the machine ran out of "
-            "memory (or of shared memory, /dev/shm, in a container): use fewer data.workers, 0 for none, or a smaller "
-            f"batch_size. torch says: {str(error).strip().splitlines()[0]}"
+            _DIED.format(f" (pid {died[1].strip()})", str(error).strip().splitlines()[0])
         ) from error
+    except (EOFError, OSError) as error:
+        # a batch that the process had promised cannot be fetched any more: torch notices its death only later
+        if not any(frame.name == "_try_get_data" for frame in traceback.extract_tb(error.__traceback__)):
+            raise
+        raise LoaderProcessDied(_DIED.format("", str(error) or type(error).__name__)) from error
+
+
+_DIED = (
+    "a process that loads images died{}, most likely because the machine ran out of memory (or of shared memory, "
+    "/dev/shm, in a container): use fewer data.workers, 0 for none, or a smaller batch_size. torch says: {}"
+)
