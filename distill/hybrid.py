@@ -47,8 +47,8 @@ class HybridDistiller(nn.Module):
             `distill.taps.tap_names`); an empty list for none (plain logit distillation).
         student_taps: the student's module of a tap, where it is not the one that `distill.matching.match_taps` finds:
             the same name, or the end of the same stage.
-        images: (B, C, H, W), two or more images as the teacher expects them, on which the taps are checked; None:
-            random numbers of the teacher's own input size; of event frames their sums.
+        images: (B, C, H, W), two or more images as the teacher expects them, or event frames (T, B, C, H, W), on which
+            the taps are checked; None: random numbers of the teacher's own input size.
         feature: "mse" or "cosine" to compare adapted rates with the teacher's features, too (`feature_loss`).
 
     Raises:
@@ -71,7 +71,7 @@ class HybridDistiller(nn.Module):
         self._outside = (teacher.eval().requires_grad_(False),)  # a tuple: not in state_dict, parameters(), DDP
         self.student = student
         self.feature = feature
-        images = _probe_images(teacher) if images is None else images
+        images = _probe_images(teacher) if images is None else summed(images)
         names = tap_names(teacher, taps, images)
         self.taps = check_taps(teacher, names, images) if names else []
         self.student_taps = self._student_taps(dict(student_taps or {}), images)

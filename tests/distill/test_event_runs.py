@@ -141,7 +141,7 @@ def distiller():
     teacher = models.create_ann("resnet18", 5, 2, cifar_stem=True, kwargs={"channels": [8, 8, 8, 8]})
     torch.nn.init.normal_(teacher.fc.weight)
     student = models.spiking_twin(teacher, timesteps=T).train()
-    images = torch.rand(4, 2, SIZE, SIZE)
+    images = torch.rand(T, 4, 2, SIZE, SIZE)
     made = HybridDistiller(teacher, student, ["layer1", "layer2"], images=images, feature="mse").train()
     for module in student.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
