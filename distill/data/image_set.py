@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -102,7 +103,7 @@ class ImageSet(Dataset[tuple[Tensor, int]]):
         """An image as it is stored, and its index; of the next that can be read, where that is wanted."""
         if self._unreadable is None or not self._substitute:
             return self._images[index], index
-        for other in (*range(index, len(self)), *range(index)):
+        for other in chain(range(index, len(self)), range(index)):
             if other not in self._unreadable:
                 try:
                     return self._images[other], other
