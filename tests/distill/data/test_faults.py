@@ -124,6 +124,7 @@ def test_a_killed_loader_process_gives_one_error_that_says_what_to_do(monkeypatc
         next(batches)
         os.kill(batches._workers[0].pid, signal.SIGKILL)
         time.sleep(60)  # the signal of its death ends this: torch raises wherever the main process is
+    batches._shutdown_workers()
 
 
 def test_a_batch_that_a_dead_process_had_promised_is_its_death_too():
