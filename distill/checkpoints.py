@@ -151,6 +151,8 @@ def damage_of(path: Path) -> str | None:
         return f"{MANIFEST} cannot be read: {error!r}"
     for name, expected in files.items():
         file = path / name
+        if not file.resolve().is_relative_to(path.resolve()):
+            return f"{name} is outside of it"
         if not file.is_file():
             return f"{name} is missing"
         if _sha256(file) != expected:

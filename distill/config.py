@@ -48,7 +48,8 @@ class RunConfig:
         check(self.keep_checkpoints >= 1, "keep_checkpoints", self.keep_checkpoints, "at least 1")
         check(self.seed >= 0, "seed", self.seed, "at least 0")
         check(self.threads is None or self.threads >= 1, "threads", self.threads, "at least 1, or none")
-        check(bool(self.name) and "/" not in self.name, "name", self.name, "a folder's name without '/'")
+        inside = self.name not in ("", ".", "..") and not {"/", "\\", "\0"} & set(self.name)
+        check(inside, "name", self.name, "a folder's name, without / or \\")
 
 
 def save_every(text: str) -> dict[str, float]:

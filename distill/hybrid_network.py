@@ -25,6 +25,7 @@ from models.ann import timm_spec
 from models.io import (
     CONFIG,
     WEIGHTS,
+    ann_of_file,
     build_snn,
     check_rebuilt,
     check_saveable,
@@ -174,7 +175,7 @@ def load_hybrid(folder: str | os.PathLike[str]) -> Hybrid:
         activation, layout = _activation(cut["activation"]), Layout(**cut["layout"])
         tap = Tap(cut["name"], tuple(cut["shape"]), activation, layout)
         student = build_snn(spec["student"])
-        teacher = create_ann(**spec["teacher"]).eval().requires_grad_(False)
+        teacher = ann_of_file(spec["teacher"]).eval().requires_grad_(False)
         adapter = Adapter(spec["in_channels"], tap)
     except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{folder / CONFIG} does not describe a hybrid: {error!r}") from error

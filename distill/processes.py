@@ -5,6 +5,7 @@ A group of its own (gloo) carries them, so that nobody waits for a GPU to know w
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import torch
@@ -52,3 +53,17 @@ class Agreement:
             return None
         text = None if error is None else f"{type(error).__name__}: {error}"
         return next(text for text in self.gather(text) if text is not None)
+
+
+def first_to_fail() -> bool:
+    """Whether no process of this run has called this before: each calls it once, with an error that ends it.
+
+    Of a mistake that all processes find, or of errors that follow from the one of another process, people want the
+    first. Before the processes know of each other the first of each machine speaks.
+    """
+    if not dist.is_initialized():
+        return os.environ.get("LOCAL_RANK", "0") == "0"
+    try:
+        return dist.distributed_c10d._get_default_store().add("spikeswap/failures", 1) == 1
+    except RuntimeError:  # the process that kept the count is gone
+        return True

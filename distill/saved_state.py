@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from pathlib import Path
+from pickle import UnpicklingError  # only the error: nothing here unpickles
 from typing import Any
 
 from accelerate import Accelerator
@@ -106,7 +107,7 @@ class SavedState:
         wanted = [dict(group) for group in self._optimizer.param_groups]
         try:
             accelerator.load_state(str(found.path))
-        except (ValueError, KeyError, RuntimeError) as error:
+        except (ValueError, KeyError, RuntimeError, UnpicklingError) as error:
             raise ValueError(
                 f"the checkpoint {found.path} does not fit what is trained now: {error}. Another network or optimizer, "
                 "or weight decay from or to 0, cannot be continued: start a new run"

@@ -11,6 +11,9 @@ from typing import Any
 import timm
 from torch import nn
 
+REACHING_FILES = {"checkpoint_path", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"}
+"""Arguments of `timm.create_model` that make it read files or the network, pickles among them."""
+
 
 def create_ann(
     name: str,
@@ -36,6 +39,10 @@ def create_ann(
             cannot be replaced, or weights that could not be loaded.
     """
     kwargs = dict(kwargs or {})
+    if reaching := sorted(kwargs.keys() & REACHING_FILES):
+        raise ValueError(
+            f"kwargs are arguments of the network; {reaching} would read files: give weights as safetensors"
+        )
     from_hub = name.startswith(("hf_hub:", "hf-hub:", "local-dir:"))
     if not from_hub and not timm.is_model(name):
         close = difflib.get_close_matches(name, timm.list_models(), n=3)

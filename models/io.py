@@ -131,7 +131,12 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except SafetensorError as error:
-        raise ValueError(f"{path} is not a safetensors file: {error}") from error
+        converted = path.with_suffix(".safetensors")
+        raise ValueError(
+            f"{path} is not a safetensors file: {error}. A pickle can run code and is not loaded; weights that you "
+            "trust are converted by: python -c \"import torch, safetensors.torch as s; "
+            f"s.save_file(torch.load('{path}', weights_only=True), '{converted}')\""
+        ) from error
 
 
 def fill(network: nn.Module, state: dict[str, Tensor], path: Path, names: Collection[str] | None = None) -> None:
@@ -171,7 +176,23 @@ def build_snn(spec: dict[str, Any]) -> SpikingNetwork:
         return create_snn(**arguments, neuron=neuron, width=spec.get("width"), encoder=encoder, dsr=dsr)
     twin = {name: spec[name] for name in ("timesteps", "algorithm", "gates")}
     size = tuple(spec["input_size"])
-    return spiking_twin(create_ann(**spec["ann"]), **twin, neuron=neuron, input_size=size, encoder=encoder)
+    return spiking_twin(ann_of_file(spec["ann"]), **twin, neuron=neuron, input_size=size, encoder=encoder)
+
+
+def ann_of_file(spec: dict[str, Any]) -> nn.Module:
+    """The analogue network that a file's configuration describes, with fresh weights; no file is read for it.
+
+    Raises:
+        ValueError: if it asks for more than a network by its timm name.
+    """
+    allowed = {"name", "num_classes", "in_chans", "cifar_stem", "kwargs"}
+    if not isinstance(spec, dict):
+        raise TypeError(f"a network is described by {sorted(allowed)}, found {spec!r}")
+    if more := sorted(spec.keys() - allowed):
+        raise ValueError(f"a network is described by {sorted(allowed)}, found {more}")
+    if ":" in spec["name"]:
+        raise ValueError(f"a saved network is named as timm names it, found {spec['name']!r}")
+    return create_ann(**spec)
 
 
 def _anatomy(network: nn.Module) -> dict[str, Any]:
