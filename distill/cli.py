@@ -16,6 +16,7 @@ from jsonargparse import ArgumentParser, set_parsing_settings
 
 from distill.data.faults import LoaderProcessDied, loader_errors_explained
 from distill.interruption import Preempted
+from distill.processes import first_to_fail
 from distill.steps import NonFiniteLossError
 from models import UnsupportedOperationError
 
@@ -41,7 +42,8 @@ class _Parser(ArgumentParser):
                 siblings = [k for k in known if k.rpartition(".")[0] == parent and "." in k] or known
                 close = difflib.get_close_matches(key, known, n=3) or siblings
                 message += f" - {key!r} is unknown; allowed: {', '.join(close)}"
-        print(f"{self.prog}: error: {' '.join(message.split())}", file=sys.stderr)
+        if first_to_fail():
+            print(f"{self.prog}: error: {' '.join(message.split())}", file=sys.stderr)
         sys.exit(2)
 
 
@@ -112,15 +114,21 @@ def _build(config_class: type[C], namespace: Any, prefix: str = "") -> C:
 
 
 def run(main: Callable[[], None]) -> None:
-    """Calls `main`; a user's mistake ends the process with one line on stderr and status 2."""
+    """Calls `main`; a user's mistake ends the process with one line on stderr and status 2.
+
+    Of several processes the first to fail says why, and the main process that they were all asked to stop.
+    """
     try:
         with loader_errors_explained():
             main()
     except Preempted as stop:
-        print(f"{Path(sys.argv[0]).name}: {stop.message}; continue with --resume", file=sys.stderr)
+        if os.environ.get("RANK", "0") == "0":
+            print(f"{Path(sys.argv[0]).name}: {stop.message}; continue with --resume", file=sys.stderr)
         raise
-    except USER_ERRORS as error:
-        if os.environ.get("SPIKESWAP_TRACEBACK"):
+    except Exception as error:
+        first, mistake = first_to_fail(), isinstance(error, USER_ERRORS)
+        if os.environ.get("SPIKESWAP_TRACEBACK") or (first and not mistake):
             raise
-        print(f"{Path(sys.argv[0]).name}: error: {error}", file=sys.stderr)
-        sys.exit(2)
+        if first:
+            print(f"{Path(sys.argv[0]).name}: error: {error}", file=sys.stderr)
+        sys.exit(2 if mistake else 1)
