@@ -16,7 +16,7 @@ from distill.adapter_start import start_adapters
 from distill.batch_size import batch_that_fits
 from distill.checkpoints import Checkpoints
 from distill.config import DistillConfig, TrainConfig
-from distill.data import Preprocessing, Splits, eval_loader, load_data, prepare_loader, train_loader
+from distill.data import Preprocessing, Splits, eval_loader, load_data, prepare_loader, skipped_images, train_loader
 from distill.data.event_config import is_events
 from distill.data.event_frames import summed
 from distill.evaluation import TEACHER, by_name, top1
@@ -77,6 +77,7 @@ def run(config: DistillConfig, session: Session, resume: bool) -> dict[str, Any]
     log.info("hybrids at %s", distiller.student_taps)
     trained = _Training(config, session, data, preprocessing, images, loader)
     summary = trained.stages(distiller, begun, resume)
+    summary["skipped_images"] = skipped_images(accelerator, data.train, data.eval)
     summary["seconds"] = earlier + time.perf_counter() - started
     if accelerator.is_main_process:
         write_results(session, summary, distiller.student, config.teacher.name, preprocessing, config.data, data)

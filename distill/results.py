@@ -89,6 +89,8 @@ def write_results(
     folder.write_summary(summary)
     for line in rate_warnings(summary["firing_rates"]):
         log.warning("warning: %s", line)
+    if skipped := summary["skipped_images"]:
+        log.warning("warning: %d images could not be read and were left out (summary.json names them)", len(skipped))
     log.info("\n%s\n", table(summary))
     log.info("%.0f s; everything is in %s", summary["seconds"], folder.path)
 

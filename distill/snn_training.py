@@ -16,7 +16,7 @@ from distill.backward import Backward, each_step, once
 from distill.batch_size import batch_that_fits
 from distill.checkpoints import Checkpoints
 from distill.config import SnnTrainingConfig
-from distill.data import Preprocessing, Splits, eval_loader, load_data, prepare_loader, train_loader
+from distill.data import Preprocessing, Splits, eval_loader, load_data, prepare_loader, skipped_images, train_loader
 from distill.evaluation import top1
 from distill.loop import fit, unwrap
 from distill.mixing import Mixing
@@ -77,6 +77,7 @@ def run(config: SnnTrainingConfig, session: Session, resume: bool) -> dict[str, 
     summary = student_results(
         accelerator, loader, student, accuracy["student_top1"], others, result.seconds, result.images
     )
+    summary["skipped_images"] = skipped_images(accelerator, data.train, data.eval)
     summary["seconds"] = earlier + time.perf_counter() - started
     if accelerator.is_main_process:
         write_results(session, summary, student, None, preprocessing, config.data, data)

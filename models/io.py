@@ -183,13 +183,13 @@ def ann_of_file(spec: dict[str, Any]) -> nn.Module:
     """The analogue network that a file's configuration describes, with fresh weights; no file is read for it.
 
     Raises:
-        ValueError: if it asks for more than a network by its timm name.
+        TypeError: for other entries than `create_ann` takes without reading anything.
+        ValueError: for a name that is not one of timm's own.
     """
     allowed = {"name", "num_classes", "in_chans", "cifar_stem", "kwargs"}
-    if not isinstance(spec, dict):
-        raise TypeError(f"a network is described by {sorted(allowed)}, found {spec!r}")
-    if more := sorted(spec.keys() - allowed):
-        raise ValueError(f"a network is described by {sorted(allowed)}, found {more}")
+    more = sorted(spec.keys() - allowed) if isinstance(spec, dict) else spec
+    if more or not spec:
+        raise TypeError(f"a network is described by {sorted(allowed)}, found {more}")
     if ":" in spec["name"]:
         raise ValueError(f"a saved network is named as timm names it, found {spec['name']!r}")
     return create_ann(**spec)

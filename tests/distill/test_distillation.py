@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from PIL import Image
 from toy_runs import BATCH, EPOCHS, IMAGES, TEACHER, distil, equal, metrics_of, resolved, timeless, tiny, weights_of
 
 import models
@@ -367,3 +368,31 @@ def test_a_teacher_that_guesses_is_refused_before_a_folder_is_made(tmp_path):
     with pytest.raises(ValueError, match=r"'resnet18' is right on .* % of the 30 evaluation images"):
         distil(tiny(tmp_path / "r", teacher={**TEACHER, **changes}))
     assert not (tmp_path / "r").exists()
+
+
+def photos(folder):
+    """Six grey images of each of two classes to train on and to evaluate on; one of the former is cut short."""
+    generator = torch.Generator().manual_seed(0)
+    for split in ("train", "val"):
+        for label in ("a", "b"):
+            (folder / split / label).mkdir(parents=True)
+            for number in range(6):
+                pixels = torch.randint(0, 256, (8, 8), dtype=torch.uint8, generator=generator)
+                Image.fromarray(pixels.numpy()).save(folder / split / label / f"{number}.png")
+    bad = folder / "train" / "b" / "3.png"
+    bad.write_bytes(bad.read_bytes()[:50])
+    return bad
+
+
+def test_an_image_that_cannot_be_read_is_named_or_left_out_and_reported(tmp_path, caplog):
+    bad = photos(tmp_path / "photos")
+    data = dict(name="folder", root=str(tmp_path / "photos"), crop_padding=0)
+    short = dict(epochs=1, batch_size=4, lr=0.05)
+    parts = dict(train=short, teacher_train=short, eval_timesteps=[])
+    with pytest.raises(ValueError, match=f"cannot read the image {bad}"):
+        distil(tiny(tmp_path / "error", data=data, **parts))
+    assert not (tmp_path / "error").exists()
+    summary = distil(tiny(tmp_path / "skip", data=data | dict(on_corrupt="skip"), **parts))
+    assert [name.endswith("3.png") for name in summary["skipped_images"]] == [True]
+    assert json.loads((tmp_path / "skip" / "summary.json").read_text())["skipped_images"] == summary["skipped_images"]
+    assert "1 images could not be read and were left out" in caplog.text
