@@ -384,7 +384,7 @@ def photos(folder):
     return bad
 
 
-def test_an_image_that_cannot_be_read_is_named_or_left_out_and_reported(tmp_path, caplog):
+def test_an_image_that_cannot_be_read_is_named_or_left_out_and_reported(tmp_path, capsys):
     bad = photos(tmp_path / "photos")
     data = dict(name="folder", root=str(tmp_path / "photos"), crop_padding=0)
     short = dict(epochs=1, batch_size=4, lr=0.05)
@@ -395,4 +395,4 @@ def test_an_image_that_cannot_be_read_is_named_or_left_out_and_reported(tmp_path
     summary = distil(tiny(tmp_path / "skip", data=data | dict(on_corrupt="skip"), **parts))
     assert [name.endswith("3.png") for name in summary["skipped_images"]] == [True]
     assert json.loads((tmp_path / "skip" / "summary.json").read_text())["skipped_images"] == summary["skipped_images"]
-    assert "1 images could not be read and were left out" in caplog.text
+    assert "1 images could not be read and were left out" in capsys.readouterr().err
