@@ -77,7 +77,7 @@ def run(config: DistillConfig, session: Session, resume: bool) -> dict[str, Any]
     log.info("hybrids at %s", distiller.student_taps)
     trained = _Training(config, session, data, preprocessing, images, loader)
     summary = trained.stages(distiller, begun, resume)
-    summary["skipped_images"] = skipped_images(accelerator, data.train, data.eval)
+    summary["skipped_images"] = list(skipped_images(accelerator, data.train, data.eval))
     summary["seconds"] = earlier + time.perf_counter() - started
     if accelerator.is_main_process:
         write_results(session, summary, distiller.student, config.teacher.name, preprocessing, config.data, data)

@@ -77,7 +77,7 @@ def run(config: SnnTrainingConfig, session: Session, resume: bool) -> dict[str, 
     summary = student_results(
         accelerator, loader, student, accuracy["student_top1"], others, result.seconds, result.images
     )
-    summary["skipped_images"] = skipped_images(accelerator, data.train, data.eval)
+    summary["skipped_images"] = list(skipped_images(accelerator, data.train, data.eval))
     summary["seconds"] = earlier + time.perf_counter() - started
     if accelerator.is_main_process:
         write_results(session, summary, student, None, preprocessing, config.data, data)
