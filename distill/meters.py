@@ -19,7 +19,7 @@ class Means:
     """Means of named scalars, each over the images of the batches that had it."""
 
     def __init__(self, sums: Mapping[str, float] | None = None, counts: Mapping[str, int] | None = None) -> None:
-        self._sums = {name: torch.tensor(value) for name, value in (sums or {}).items()}
+        self._sums = {name: torch.tensor(value, dtype=torch.float32) for name, value in (sums or {}).items()}
         self._counts = dict(counts or {})
 
     def add(self, parts: Mapping[str, Tensor], images: int) -> None:

@@ -1,0 +1,49 @@
+#!/bin/bash
+# SLURM: a launcher on each machine; the job saves and goes on by itself when it is pre-empted or out of time.
+#
+#   sbatch configs/accelerate/slurm.sh scripts/distill.py --config configs/snn_imagenet.yaml --run.dir runs/mine ...
+#
+# from the root of the repository. Options of sbatch in front of the file's name override those below.
+#SBATCH --job-name=spikeswap
+#SBATCH --nodes=2
+#SBATCH --ntasks-per-node=1
+#SBATCH --gpus-per-node=8
+#SBATCH --cpus-per-task=64
+#SBATCH --time=24:00:00
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --signal=B:USR1@300
+
+# seconds that a launcher leaves its processes for the checkpoint (30 if nobody says so)
+export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-120}
+first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+export SPIKESWAP_LAUNCH="--config_file configs/accelerate/several_machines.yaml
+    --num_machines $SLURM_NNODES --num_processes $((SLURM_NNODES * ${SLURM_GPUS_ON_NODE:-8}))
+    --main_process_ip $first --main_process_port $((20000 + SLURM_JOB_ID % 10000))"
+
+asked=
+stop() {
+    asked=yes
+    scancel --signal=TERM "$SLURM_JOB_ID" # to the launchers, not to this script
+}
+trap stop USR1 TERM
+
+# exec: a shell in between would die of the signal and take the launcher's checkpoint with it. A launcher that fails
+# takes the others with it, which might wait for its processes for ever. SLURM_RESTART_COUNT is there from the second
+# start on.
+# shellcheck disable=SC2016 # the variables are those of each task
+srun --kill-on-bad-exit=1 bash -c 'exec accelerate launch $SPIKESWAP_LAUNCH --machine_rank "$SLURM_PROCID" "$@"' \
+    launcher "$@" ${SLURM_RESTART_COUNT:+--resume} &
+step=$!
+wait "$step"
+status=$?
+while kill -0 "$step" 2>/dev/null; do # a signal has ended the wait, not the step
+    wait "$step"
+    status=$?
+done
+
+# the processes said 75 (distill.interruption.EXIT_PREEMPTED); launchers turn every status but 0 into 1
+if [ -n "$asked" ] && [ "$status" -ne 0 ]; then
+    scontrol requeue "$SLURM_JOB_ID"
+fi
+exit "$status"
