@@ -182,8 +182,7 @@ class _Training:
             unused_parameters=stage.draw,
             score="student_top1" if stage.student else f"hybrid_top1/{stage.taps[0]}",
         )
-        # None where a resumed stage had no epoch left
-        self.figures |= result.evaluation or self._accuracy(result.model, stage)
+        self.figures |= result.evaluation
         unwrap(session.accelerator, result.model)
 
     def _accuracy(self, model: nn.Module, stage: Stage) -> dict[str, float]:

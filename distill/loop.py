@@ -49,8 +49,8 @@ class FitResult:
 
     model: nn.Module
     """The wrapped model, still prepared, in evaluation mode; with averaged weights where they are averaged."""
-    evaluation: Mapping[str, float] | None
-    """What `evaluate` said after the last epoch; None where a resumed training had no epoch left."""
+    evaluation: Mapping[str, float]
+    """What `evaluate` said after the last epoch."""
     seconds: float
     """Of training steps; on the main process."""
     images: int
@@ -178,6 +178,8 @@ class _Fit:
         with self.interruption.listening():
             while self.progress.epochs < self.config.epochs:
                 evaluation = self._epoch()
+            if evaluation is None:  # a resumed training had no epoch left
+                evaluation = self._evaluation()
         if self.average is not None:
             self.average.give()
         lines = [line for line in self.folder.metrics() if line["stage"] == self.stage]

@@ -71,11 +71,10 @@ def run(config: SnnTrainingConfig, session: Session, resume: bool) -> dict[str, 
         mixing=Mixing(config.train, len(data.classes), config.loss.label_smoothing, seed),
         score="student_top1",
     )
-    accuracy = result.evaluation or top1(accelerator, loader, lambda images: {"student_top1": result.model(images)})
     student: Any = unwrap(accelerator, result.model)
     others = other_timesteps(config.data, config.eval_timesteps)
     summary = student_results(
-        accelerator, loader, student, accuracy["student_top1"], others, result.seconds, result.images
+        accelerator, loader, student, result.evaluation["student_top1"], others, result.seconds, result.images
     )
     summary["skipped_images"] = list(skipped_images(accelerator, data.train, data.eval))
     summary["seconds"] = earlier + time.perf_counter() - started

@@ -7,6 +7,7 @@ batch, before and behind each file and folder that is written, moved or deleted.
 Prints one JSON object: the ticks of the whole run, those of the kills, and the differences found.
 """
 
+import contextlib
 import functools
 import json
 import os
@@ -118,7 +119,7 @@ def attempt(folder: Path, schedule: str, processes: int, deadly: int | None, ran
         statuses.append(status)
         if os.WIFSIGNALED(status):  # as a launcher does
             for other in children:
-                if other != child:
+                with contextlib.suppress(ProcessLookupError):  # those that have ended already
                     os.kill(other, signal.SIGKILL)
     count = int(os.read(reader, 32) or 0)
     os.close(reader)
