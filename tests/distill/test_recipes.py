@@ -11,7 +11,7 @@ from distill.data.event_config import EVENTS
 from distill.runs import flatten
 
 FOLDER = Path(__file__).resolve().parents[2] / "configs"
-RECIPES = sorted(FOLDER.rglob("*.yaml"))
+RECIPES = sorted(path for path in FOLDER.rglob("*.yaml") if path.parent.name != "accelerate")
 NAMES = {"run.name", "teacher.name", "data.name"}  # may be said for the reader's sake
 
 
