@@ -16,6 +16,7 @@ from spikingjelly.activation_based.base import StepModule
 from torch import Tensor, nn
 
 import models.rules  # noqa: F401  (fills the table of rules)
+from models.checkpointing import check_checkpointing, checkpointing
 from models.compiling import uncompiled
 from models.dsr import DSRNeuron
 from models.encoding import PoissonEncoder
@@ -56,6 +57,7 @@ class SpikingNetwork(nn.Module, StepModule):
     in_chans: int
     input_encoder: PoissonEncoder | None
     _next_step: int
+    _checkpoints_blocks: bool
     spec: dict[str, Any]
     """How the network was made, in JSON types: what `models.save_snn` writes and `models.load_snn` rebuilds from."""
 
@@ -139,7 +141,8 @@ class SpikingNetwork(nn.Module, StepModule):
     def _traverse(self, train: SpikeTrain) -> SpikeTrain:
         """The network's own code on a train, up to its end or to the module at which somebody stops it."""
         try:
-            return super().forward(train)  # type: ignore[misc]
+            with checkpointing(self) if self._checkpoints_blocks else contextlib.nullcontext():
+                return super().forward(train)  # type: ignore[misc]
         except Reached as reached:
             return reached.output
         except UnsupportedOperationError as error:
@@ -178,6 +181,19 @@ class SpikingNetwork(nn.Module, StepModule):
             reset_online_nodes(self)
         return logits
 
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Trades time for memory in training: a block keeps its input alone and runs again in the backward pass.
+
+        Gradients, running statistics and logits stay what they are (`models.checkpointing`). Most is saved where blocks
+        pass spikes on to one another, and with "bptt".
+
+        Raises:
+            ValueError: with another algorithm than rate_m, bptt or dsr, or for a network without blocks.
+        """
+        if enable:
+            check_checkpointing(self, self.algorithm)
+        self._checkpoints_blocks = enable
+
     def _check(self, images: Tensor) -> None:
         if images.ndim not in (4, 5):
             raise ValueError(f"images must be (B, C, H, W) or (T, B, C, H, W), found shape {tuple(images.shape)}")
@@ -185,8 +201,6 @@ class SpikingNetwork(nn.Module, StepModule):
             raise ValueError(f"the network takes images of {self.in_chans} channels, found {images.shape[-3]}")
         if images.ndim == 5 and images.shape[0] != self.timesteps:
             raise ValueError(f"the network runs {self.timesteps} steps, found {images.shape[0]} frames")
-        if getattr(self, "grad_checkpointing", False) and self.training:
-            raise ValueError("gradient checkpointing does not know spike trains: set_grad_checkpointing(False)")
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "timesteps":
@@ -234,6 +248,8 @@ def set_algorithm(snn: nn.Module, algorithm: str) -> nn.Module:
     has_dsr = any(isinstance(module, DSRNeuron) for module in snn.modules())
     if has_dsr != (algorithm == "dsr"):
         raise ValueError(f"dsr has neurons of its own: make the network with algorithm={algorithm!r} from the start")
+    if snn._checkpoints_blocks:
+        check_checkpointing(snn, algorithm)
     use_online_nodes(snn, algorithm)
     snn._next_step = 0  # what was under way is over
     snn.algorithm = algorithm
@@ -257,6 +273,8 @@ def as_spiking(
     own = {name for name, _ in network.named_children()} | network._parameters.keys() | network._buffers.keys()
     if taken := sorted(own & set(SpikingNetwork.__annotations__)):
         raise ValueError(f"{type(network).__name__} has a module or parameter of a name that is taken: {taken}")
+    if callable(switch := getattr(network, "set_grad_checkpointing", None)):
+        switch(False)  # timm's own knows no spike trains: a teacher may have it
     network.__class__ = _spiking_class(type(network))  # type: ignore[arg-type]
     assert isinstance(network, SpikingNetwork)
     network._step_mode = "m"
@@ -264,6 +282,7 @@ def as_spiking(
     network.in_chans = in_chans
     network.input_encoder = encoder
     network._next_step = 0
+    network._checkpoints_blocks = False
     network.spec = spec
     set_algorithm(network, algorithm)
     return network

@@ -18,7 +18,12 @@ from torch import Tensor
 if TYPE_CHECKING:  # a build of PyTorch without processes has no such name
     from torch.distributed import ProcessGroup
 
+Moments = tuple[Tensor, Tensor, Tensor]
+"""Mean, biased variance and count of the numbers that all processes hold."""
+
 _group: ProcessGroup | None = None
+_remembered: list[Moments] | None = None
+_recalled: Iterator[Moments] | None = None
 
 
 def active_group() -> ProcessGroup | None:
@@ -27,14 +32,36 @@ def active_group() -> ProcessGroup | None:
 
 
 @contextlib.contextmanager
-def taking_together(group: ProcessGroup) -> Iterator[None]:
-    """Batch norms that run in here have the statistics of these processes' batches together."""
+def taking_together(group: ProcessGroup | None) -> Iterator[None]:
+    """Batch norms that run in here have the statistics of these processes' batches together; of None each its own."""
     global _group
     kept, _group = _group, group
     try:
         yield
     finally:
         _group = kept
+
+
+@contextlib.contextmanager
+def remembering(moments: list[Moments]) -> Iterator[None]:
+    """What `moments_over_ranks` finds in here is appended, too."""
+    global _remembered
+    kept, _remembered = _remembered, moments
+    try:
+        yield
+    finally:
+        _remembered = kept
+
+
+@contextlib.contextmanager
+def recalling(moments: list[Moments]) -> Iterator[None]:
+    """`moments_over_ranks` gives these in here, one after the other, and exchanges nothing."""
+    global _recalled
+    kept, _recalled = _recalled, iter(moments)
+    try:
+        yield
+    finally:
+        _recalled = kept
 
 
 def group_of_several(group: ProcessGroup | None) -> ProcessGroup | None:
@@ -44,7 +71,7 @@ def group_of_several(group: ProcessGroup | None) -> ProcessGroup | None:
     return dist.group.WORLD if group is None else group
 
 
-def moments_over_ranks(mean: Tensor, var: Tensor, count: int, group: ProcessGroup) -> tuple[Tensor, Tensor, Tensor]:
+def moments_over_ranks(mean: Tensor, var: Tensor, count: int, group: ProcessGroup) -> Moments:
     """Mean and biased variance, (C,) each, and the count, a scalar, of the numbers that all processes hold.
 
         N = sum_k n_k        mu = sum_k n_k mu_k / N        sigma^2 = sum_k n_k (sigma_k^2 + (mu_k - mu)^2) / N
@@ -56,6 +83,16 @@ def moments_over_ranks(mean: Tensor, var: Tensor, count: int, group: ProcessGrou
         mean, var: of this process, (C,) each, the variance biased.
         count: n_k, how many numbers a channel has on this process.
     """
+    if _recalled is not None:
+        mean, var, total = next(_recalled)
+        return mean.detach(), var.detach(), total.detach()
+    moments = _gathered(mean, var, count, group)
+    if _remembered is not None:
+        _remembered.append(moments)
+    return moments
+
+
+def _gathered(mean: Tensor, var: Tensor, count: int, group: ProcessGroup) -> Moments:
     own = torch.cat([mean, var, mean.new_full((1,), count)])
     table = own.new_empty(dist.get_world_size(group), own.numel())
     dist.all_gather(list(table), own, group=group)

@@ -54,7 +54,14 @@ def synchronised_batch_norm(enabled: bool = True, group: ProcessGroup | None = N
     if several is None:
         yield
         return
-    with taking_together(several), _SynchronisedFunctions():
+    with batch_norm_of(several):
+        yield
+
+
+@contextlib.contextmanager
+def batch_norm_of(group: ProcessGroup | None) -> Iterator[None]:
+    """`synchronised_batch_norm` of these processes, however many they are; of None each process's own."""
+    with taking_together(group), contextlib.nullcontext() if group is None else _SynchronisedFunctions():
         yield
 
 
