@@ -126,6 +126,8 @@ class TrainConfig:
     average. Over the first steps the decay is smaller."""
     sync_bn: bool = True
     """Batch-norm statistics over the images of all processes; false: over each process's own."""
+    freeze_norms: bool = False
+    """Batch norms of the network keep their running statistics, as where it was calibrated; adapters' do not."""
     max_skipped_steps: int = 3
     """Steps in a row whose loss or gradient is no finite number that are skipped and logged; one more ends the run."""
     label_smoothing: float = 0.0
@@ -138,6 +140,10 @@ class TrainConfig:
     """Share of the batches that are mixed, by mixup or CutMix, in [0, 1]."""
     mixup_switch_prob: float = 0.5
     """Share of the mixed batches that CutMix mixes, where both are on, in [0, 1]."""
+    grad_checkpointing: bool = False
+    """Trade time for memory: of each block its input alone is kept, and it runs again in the backward pass. A spiking
+    network (rate_m, bptt, dsr) trains as without; an analogue one has timm's own, which moves running statistics twice
+    a step."""
     channels_last: bool = True
     """Keep images and weights in the memory format that convolutions are fastest in."""
 

@@ -103,6 +103,7 @@ def make_distiller(
     """
     classes: Any = teacher.num_classes
     student = make_student(config.student, teacher, classes, images, preprocessing, init, batches, say)
+    student.set_grad_checkpointing(config.train.grad_checkpointing)
     distiller = HybridDistiller(teacher, student.train(), config.taps, config.student_taps, images, config.loss.feature)
     check_tap_weights(config.loss, [tap.name for tap in distiller.taps])
     return distiller.train()
@@ -181,6 +182,7 @@ class _Training:
             lr_epochs=stage.lr_epochs,
             unused_parameters=stage.draw,
             score="student_top1" if stage.student else f"hybrid_top1/{stage.taps[0]}",
+            norms_of=distiller.student,
         )
         self.figures |= result.evaluation
         unwrap(session.accelerator, result.model)

@@ -73,6 +73,7 @@ def fit(
     lr_epochs: int | None = None,
     unused_parameters: bool = False,
     score: str | None = None,
+    norms_of: nn.Module | None = None,
 ) -> FitResult:
     """Trains a model, from the newest whole checkpoint of the stage if `resume` finds one.
 
@@ -92,6 +93,7 @@ def fit(
             of this training's own.
         unused_parameters: whether there are steps in which some parameters have no part, which DDP must be told.
         score: the entry of what `evaluate` returns by which the best checkpoint is chosen; None: none is.
+        norms_of: the part of the model whose batch norms `config.freeze_norms` means; None for all of it.
 
     Raises:
         ValueError: for fewer images than the processes need for one step, or a checkpoint of another number of
@@ -102,7 +104,7 @@ def fit(
     """
     return _Fit(
         stage, accelerator, model, backward, loader, evaluate, config, folder, mixing, epochs_before, lr_epochs,
-        unused_parameters, score,
+        unused_parameters, score, norms_of,
     ).run(resume)  # fmt: skip
 
 
@@ -136,11 +138,13 @@ class _Fit:
         lr_epochs: int | None,
         unused_parameters: bool,
         score: str | None,
+        norms_of: nn.Module | None,
     ) -> None:
         self.stage, self.accelerator, self.backward, self.evaluate = stage, accelerator, backward, evaluate
         self.config, self.folder, self.mixing = config, folder, mixing
         self.epochs_before, self.score = epochs_before, score
         self.indices_of = loader
+        self.norms = [m for m in (norms_of or model).modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
         if config.channels_last:
             model = model.to(memory_format=torch.channels_last)
         optimizer = make_optimizer(model, config)
@@ -230,11 +234,14 @@ class _Fit:
         past = self.epochs_before + progress.epochs
         self.loader.set_epoch(past)  # Accelerate's loader
         self.model.train()
+        if self.config.freeze_norms:
+            for norm in self.norms:
+                norm.training = False
         title = f"{self.stage} {progress.epochs + 1}/{config.epochs}"
         batches = skip_batches(self.loader, progress.batches) if progress.batches else self.loader
         bar = tqdm(
             batches, title, total=self.batches, initial=progress.batches,
-            disable=not accelerator.is_local_main_process, leave=False, mininterval=1.0,
+            disable=not accelerator.is_main_process, leave=False, mininterval=1.0,
         )  # fmt: skip
         for images, labels in bar:
             if progress.batches == self.batches:  # the rest fills no step; read, because Accelerate counts the end

@@ -257,6 +257,26 @@ def test_metrics_have_one_line_an_epoch_with_means_over_images(tmp_path):
     assert result.seconds > 0 and result.images == 2 * IMAGES
 
 
+@pytest.mark.parametrize("part", [False, True], ids=["all", "a part"])
+def test_frozen_norms_keep_their_statistics_and_learn_their_weights(tmp_path, part):
+    forget_accelerate()
+    torch.manual_seed(0)
+    first, second = nn.BatchNorm1d(4), nn.BatchNorm1d(4)
+    network = nn.Sequential(nn.Flatten(), first, second, nn.Linear(4, 3)).double()
+    first.running_mean.fill_(0.25)
+    modes = []
+    first.register_forward_hook(lambda module, args, out: modes.append((module.training, network.training)))
+    (tmp_path / "r").mkdir()
+    fit(stage="student", accelerator=Accelerator(cpu=True, step_scheduler_with_optimizer=False), model=network,
+        backward=once(cross_entropy), loader=in_order(4), evaluate=lambda model: {},
+        config=config_of(epochs=2, freeze_norms=True), folder=RunFolder(tmp_path / "r"), resume=False,
+        norms_of=first if part else None)  # fmt: skip
+    assert modes == [(False, True)] * 4
+    assert torch.equal(first.running_mean, torch.full((4,), 0.25, dtype=torch.float64))
+    assert not torch.equal(first.weight, torch.ones(4, dtype=torch.float64))
+    assert torch.equal(second.running_mean, torch.zeros(4, dtype=torch.float64)) != part
+
+
 def test_the_network_is_in_training_mode_in_each_epoch(tmp_path):
     modes = []
     network = linear()
