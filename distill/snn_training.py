@@ -104,7 +104,9 @@ def _make(
 ) -> SpikingNetwork:
     twin = config.student.name == "twin"
     ann = build_teacher(config.ann, classes).to(images.device) if twin else None
-    return make_student(config.student, ann, classes, images, preprocessing, init, batches)
+    snn = make_student(config.student, ann, classes, images, preprocessing, init, batches)
+    snn.set_grad_checkpointing(config.train.grad_checkpointing)
+    return snn
 
 
 def _check(config: SnnTrainingConfig, snn: SpikingNetwork, data: Splits, images: Tensor) -> None:

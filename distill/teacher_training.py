@@ -51,6 +51,8 @@ def train_teacher(
     if resume and (path / WEIGHTS).exists():
         return build_teacher(teacher_config, len(data.classes), weights=path).to(accelerator.device).eval()
     network = build_teacher(teacher_config, len(data.classes)).to(accelerator.device).train()
+    if config.grad_checkpointing:
+        checkpoint_blocks(network)
     backward = once(lambda logits, labels: {"total": cross_entropy(logits, labels, smoothing)})
     checkpoints = Checkpoints(session.folder.checkpoints / "teacher") if resume else None
     images = probe_images(data, accelerator.device)
@@ -69,6 +71,8 @@ def train_teacher(
         score="teacher_top1",
     )
     network = unwrap(accelerator, result.model)
+    if config.grad_checkpointing:
+        network.set_grad_checkpointing(False)  # type: ignore[operator]  # its blocks would run around the hooks at their taps
     if accelerator.is_main_process:
         path.mkdir(exist_ok=True)
         replace_text(path / CONFIG, json.dumps(network.ann_spec, indent=2) + "\n")
@@ -77,6 +81,19 @@ def train_teacher(
     accelerator.wait_for_everyone()
     accelerator.free_memory()
     return network.eval()
+
+
+def checkpoint_blocks(network: nn.Module) -> None:
+    """timm's own gradient checkpointing.
+
+    Raises:
+        ValueError: if this network has none.
+    """
+    try:
+        network.set_grad_checkpointing(True)  # type: ignore[operator]
+    except (AttributeError, AssertionError) as error:
+        name = type(network).__name__
+        raise ValueError(f"grad_checkpointing must be false for a {name}, for which timm has none") from error
 
 
 def run(config: TeacherTrainingConfig, session: Session, resume: bool) -> dict:

@@ -184,8 +184,8 @@ class SpikingNetwork(nn.Module, StepModule):
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Trades time for memory in training: a block keeps its input alone and runs again in the backward pass.
 
-        Gradients, running statistics and logits stay what they are (`models.checkpointing`). Most is saved where blocks
-        pass spikes on to one another, and with "bptt".
+        Gradients, running statistics and logits stay what they are (`models.checkpointing`). Most is saved with "bptt",
+        in deep networks, and where blocks pass spikes, not currents, on to one another.
 
         Raises:
             ValueError: with another algorithm than rate_m, bptt or dsr, or for a network without blocks.
