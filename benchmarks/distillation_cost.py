@@ -39,7 +39,9 @@ class Variant:
         self.autocast = AUTOCAST[precision]
         twin = models.spiking_twin(teacher, timesteps, input_size=tuple(images.shape[1:]))
         taps = list(TAPS) if name in ("joint", "stochastic") else []
-        network = twin if name == "standalone" else HybridDistiller(teacher, twin, taps, images=images[:2])
+        # taps are checked on two different images
+        probes = images[:2] if len(images) > 1 else torch.cat([images, images.flip(3)])
+        network = twin if name == "standalone" else HybridDistiller(teacher, twin, taps, images=probes)
         self.network = network.to(memory_format=torch.channels_last).train()
         self.optimizer = torch.optim.SGD(self.network.parameters(), lr=0.01, momentum=0.9)
         self.draws = [(tap,) for tap in TAPS] if name == "stochastic" else [tuple(taps)]
