@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
+from spikingjelly import configure
 
 log = logging.getLogger(__name__)
 
@@ -114,7 +115,7 @@ def open_frames(data: Recordings, root: Path, cache: Path | None, frames: int) -
             log.info("%s: cutting the recordings into %d frames each, kept in %s", data.title, frames, folder / name)
             with _written_aside(folder) as work:
                 (work / RAW).symlink_to((folder / RAW).resolve(), target_is_directory=True)
-                with _recordings_named(data, root):
+                with _reading(data, root):
                     data.reader_class(str(work), **splits[0], **options)
                 _move(work / name, folder / name)
     try:
@@ -156,7 +157,7 @@ def _prepare_raw(data: Recordings, root: Path, folder: Path) -> None:
         raw.mkdir()
         for part in data.parts:  # nothing but these: the readers take any other folder for a class
             (source / part).symlink_to((found / part).resolve(), target_is_directory=True)
-        with _recordings_named(data, root):
+        with _reading(data, root):
             data.reader_class.create_raw_from_extracted(source, raw)
         _move(raw, folder / RAW)
 
@@ -232,12 +233,20 @@ def _written_aside(folder: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def _recordings_named(data: Recordings, root: Path) -> Iterator[None]:
-    """SpikingJelly's complaints of a damaged recording do not say what was being read."""
+def _reading(data: Recordings, root: Path) -> Iterator[None]:
+    """SpikingJelly's readers at work: in one thread, with complaints that say what was being read.
+
+    numpy parses the head of each array with `ast`, which several threads break in Python before 3.13 ("AST constructor
+    recursion depth mismatch", gh-106905).
+    """
+    threads = configure.max_threads_number_for_datasets_preprocess
+    configure.max_threads_number_for_datasets_preprocess = 1
     try:
         yield
     except (ValueError, IndexError, struct.error) as error:
         raise ValueError(f"data.root: a recording of {data.title} in {root} cannot be read: {error}") from error
+    finally:
+        configure.max_threads_number_for_datasets_preprocess = threads
 
 
 def _move(source: Path, target: Path) -> None:

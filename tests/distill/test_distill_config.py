@@ -27,7 +27,7 @@ POISSON_AND_NOISE = dict(student=StudentConfig(encoder="poisson"), data=DataConf
 
 REFUSED = [
     (RunConfig, dict(seed=-1), "seed must be at least 0, found -1"),
-    (RunConfig, dict(name="a/b"), "name must be a folder's name without '/', found 'a/b'"),
+    (RunConfig, dict(name="a/b"), "name must be a folder's name, without / or \\, found 'a/b'"),
     (RunConfig, dict(name=""), "name"),
     (RunConfig, dict(threads=0), "threads must be at least 1"),
     (TeacherConfig, dict(pretrained=True, weights="w"), "weights must be none with pretrained"),

@@ -1,5 +1,6 @@
 """Event data: frames against an integration by plain loops, splits, augmentation, where files are found and kept."""
 
+import gc
 import os
 import sys
 import tarfile
@@ -312,6 +313,28 @@ def test_a_damaged_recording_is_refused_with_its_set(tmp_path, data):
         add(more, "nmnist/Train/0/2.bin", data)
     with pytest.raises(ValueError, match=r"a recording of N-MNIST in .*a\.tar cannot be read"):
         opened(tar, tmp_path / "cache")
+
+
+def test_recordings_are_read_where_threads_and_collections_meet(tmp_path):
+    """With several reading threads Python 3.11 fails here: a collection within `ast.parse` lets another thread run."""
+
+    def some_python(phase, info):
+        sum(range(9))
+
+    rng = np.random.default_rng(0)
+    many = {f"{split}/0/{i}": random_events(rng, 9, 34) for split in ("Train", "Test") for i in range(40)}
+    tar = nmnist_tar(tmp_path / "many.tar", many)
+    interval, thresholds = sys.getswitchinterval(), gc.get_threshold()
+    gc.callbacks.append(some_python)
+    gc.set_threshold(5)
+    sys.setswitchinterval(1e-6)
+    try:
+        data = opened(tar, tmp_path)
+    finally:
+        gc.callbacks.remove(some_python)
+        gc.set_threshold(*thresholds)
+        sys.setswitchinterval(interval)
+    assert (len(data.train), len(data.eval)) == (40, 40)
 
 
 def test_a_file_of_frames_that_cannot_be_read_is_named(digits, tmp_path):
