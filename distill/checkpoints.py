@@ -41,11 +41,12 @@ class Checkpoints:
 
     Args:
         path: their folder; made at the first save.
-        keep: of the newest ones, at least 1; the best is kept besides.
+        keep: of the newest ones, at least 1; the best and the newest end of an epoch are kept besides.
     """
 
     def __init__(self, path: Path, keep: int = 2) -> None:
         self.path, self._keep = path, keep
+        self._obsolete: list[Path] = []
 
     def newest(self, say: bool = True, epoch_ends: bool = False) -> Checkpoint | None:
         """The newest whole checkpoint.
@@ -102,12 +103,17 @@ class Checkpoints:
         hashes = {str(path.relative_to(temporary)): _sha256(path) for path in files}
         for path in files:
             _flush(path)
-        (temporary / MANIFEST).write_text(json.dumps({**facts, "files": hashes}, indent=2))
+        manifest = {**facts, "files": hashes}
+        (temporary / MANIFEST).write_text(json.dumps({**manifest, "sha256": _digest(manifest)}, indent=2))
         _flush(temporary / MANIFEST)
         if final.exists():  # a damaged one of that name, or the same state
             shutil.rmtree(final)
         temporary.rename(final)
         _flush(self.path)
+        for old in self._obsolete:
+            if old != final:
+                shutil.rmtree(old)
+        self._obsolete.clear()
         self._prune()
 
     def _prune(self) -> None:
@@ -115,8 +121,10 @@ class Checkpoints:
         scores = {checkpoint: self.facts(checkpoint).get("score") for checkpoint in found}
         # of equal scores the newest
         best = max((c for c in found if scores[c] is not None), key=lambda c: (scores[c], c), default=None)
+        # the place where a run goes on whose epochs are divided in another way
+        epoch_end = next((c for c in found if not c.batches), None)
         for old in found[self._keep :]:
-            if old != best:
+            if old not in (best, epoch_end):
                 shutil.rmtree(old.path)
 
     def facts(self, checkpoint: Checkpoint) -> dict[str, Any]:
@@ -128,10 +136,11 @@ class Checkpoints:
         return facts if isinstance(facts, dict) else {}
 
     def drop_newer(self, used: Checkpoint | None) -> None:
-        """Deletes those behind the one that a run goes on from: damaged ones, or of steps that are made again."""
-        for found in self._all():
-            if used is None or found > used:
-                shutil.rmtree(found.path)
+        """Has the next save delete those behind the one that a run goes on from: damaged, or of steps made again.
+
+        Until then nothing is lost where the run is started again as it was.
+        """
+        self._obsolete = [found.path for found in self._all() if used is None or found > used]
 
     def drop(self) -> None:
         """Deletes them all: a later stage's have taken their place. On the main process only."""
@@ -146,9 +155,12 @@ class Checkpoints:
 def damage_of(path: Path) -> str | None:
     """What is wrong with a checkpoint's folder, or None."""
     try:
-        files = json.loads((path / MANIFEST).read_text())["files"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        manifest = json.loads((path / MANIFEST).read_text())
+        digest, files = manifest.pop("sha256"), manifest["files"]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"{MANIFEST} cannot be read: {error!r}"
+    if digest != _digest(manifest):
+        return f"{MANIFEST} has another checksum than when it was written"
     for name, expected in files.items():
         file = path / name
         if not file.resolve().is_relative_to(path.resolve()):
@@ -172,6 +184,10 @@ def _error_of(step: Callable[[], None]) -> BaseException | None:
     except Exception as error:
         return error
     return None
+
+
+def _digest(manifest: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
 def _sha256(path: Path) -> str:

@@ -15,7 +15,7 @@ import yaml
 from jsonargparse import ArgumentParser, set_parsing_settings
 
 from distill.data.faults import LoaderProcessDied, loader_errors_explained
-from distill.interruption import Preempted
+from distill.interruption import INTERRUPTION, Preempted, follow_launcher
 from distill.processes import first_to_fail
 from distill.steps import NonFiniteLossError
 from models import UnsupportedOperationError
@@ -119,7 +119,8 @@ def run(main: Callable[[], None]) -> None:
     Of several processes the first to fail says why, and the main process that they were all asked to stop.
     """
     try:
-        with loader_errors_explained():
+        with INTERRUPTION.listening(), loader_errors_explained():
+            follow_launcher()
             main()
     except Preempted as stop:
         if os.environ.get("RANK", "0") == "0":

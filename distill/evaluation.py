@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from distill.hybrid import HybridOutput
+from distill.interruption import INTERRUPTION
 from distill.loop import channels_last
 from distill.taps import hooks
 from models import DSRNeuron, SpikeTrain, SpikingNetwork, SpikingNeuron
@@ -28,10 +29,14 @@ def top1(
         logits_of: from images (B, C, H, W), or event frames (T, B, C, H, W), to logits (B, K) by name. Where
             "teacher_top1" is among the names, the others' shares of predictions that are the teacher's are given, too:
             "student_agreement" to "student_top1".
+
+    Raises:
+        Preempted: if a process of the run was asked to stop.
     """
     names: list[str] = []
     correct, count = torch.zeros(()), 0
     for images, labels in loader:
+        INTERRUPTION.leave_if_asked(accelerator, "an evaluation")
         with accelerator.autocast():
             logits = logits_of(channels_last(images))
         predicted = {name: values.argmax(1) for name, values in logits.items()}

@@ -3,9 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+
+LAUNCHERS = ("accelerate", "accelerate-launch", "accelerate.commands.launch")
 
 EXIT_PREEMPTED = 75
 """The exit status of a run that was asked to stop and can be resumed (EX_TEMPFAIL: try again later)."""
@@ -24,18 +33,63 @@ class Interruption:
 
     def __init__(self) -> None:
         self.asked = False
+        self._listening = False
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
-        """Takes SIGTERM as a request while it is open; afterwards the signal means what it meant before."""
-        if threading.current_thread() is not threading.main_thread():  # where Python allows no handlers
+        """Takes SIGTERM as a request while it is open; afterwards the signal means what it meant before.
+
+        Of several, one in the other, the outermost counts: what came between two trainings is not forgotten.
+        """
+        # Python allows handlers in the main thread alone
+        if self._listening or threading.current_thread() is not threading.main_thread():
             yield
             return
+        self.asked, self._listening = False, True
         before = signal.signal(signal.SIGTERM, self._ask)
         try:
             yield
         finally:
             signal.signal(signal.SIGTERM, before)
+            self._listening = False
+
+    def leave_if_asked(self, accelerator: Accelerator, where: str) -> None:
+        """Ends the run if any of its processes was asked to; all of them call it, at the same place.
+
+        Args:
+            where: what is left off, for the message.
+
+        Raises:
+            Preempted: on all processes alike.
+        """
+        asked = torch.tensor(float(self.asked), device=accelerator.device)
+        if bool(accelerator.reduce(asked, "sum") > 0):
+            raise Preempted(f"asked to stop (SIGTERM) in {where}")
 
     def _ask(self, *_: object) -> None:
         self.asked = True
+
+
+INTERRUPTION = Interruption()
+"""This process's: a run has one from its first line to its last."""
+
+
+def follow_launcher() -> None:
+    """Has the system send SIGTERM when the launcher of this process ends.
+
+    `accelerate launch` of a single process waits for it and hands no signal on: the run would outlive its launcher, and
+    one that is started again with --resume would write beside it. Linux only; a shell that ends is nobody's launcher.
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    parent = os.getppid()
+    try:
+        words = Path(f"/proc/{parent}/cmdline").read_bytes().split(b"\0")
+    except OSError:
+        return
+    if not any(Path(os.fsdecode(word)).name in LAUNCHERS for word in words[:3]):
+        return
+    set_parent_death_signal = 1  # PR_SET_PDEATHSIG of prctl(2)
+    ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGTERM)
+    if os.getppid() != parent:  # it ended before the system knew
+        os.kill(os.getpid(), signal.SIGTERM)

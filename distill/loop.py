@@ -11,6 +11,7 @@ import time
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any, NoReturn
 
 import torch
 from accelerate import Accelerator
@@ -25,7 +26,7 @@ from distill.checkpoints import Checkpoints
 from distill.config import TrainConfig
 from distill.data.loaders import prepare_loader, sample_indices, skip_batches
 from distill.ema import WeightAverage
-from distill.interruption import Interruption, Preempted
+from distill.interruption import INTERRUPTION, Preempted
 from distill.meters import Progress, recorded_rates
 from distill.mixing import Mixing
 from distill.optimizers import make_optimizer, warmup_cosine
@@ -41,6 +42,9 @@ log = logging.getLogger(__name__)
 
 CHECK_EVERY = 25
 """Forward passes between two looks at loss and firing rates, which wait for the device."""
+
+LONG = 60.0
+"""Seconds since the last checkpoint after which one is written before an evaluation, which a cluster may not await."""
 
 
 @dataclass(frozen=True)
@@ -165,7 +169,6 @@ class _Fit:
         before = (epochs_before if lr_epochs is not None else 0) * self.steps_per_epoch
         self.scheduler = accelerator.prepare(LambdaLR(optimizer, lambda step: factor(step + before)))
         self.agreement = Agreement(accelerator)
-        self.interruption = Interruption()
         self.average = None if config.ema is None else WeightAverage(model, config.ema)
         self.state = SavedState(
             accelerator, Checkpoints(folder.checkpoints / stage, folder.saving.keep), self.agreement, self.optimizer,
@@ -179,9 +182,12 @@ class _Fit:
         if resume:
             self._resume()
         evaluation = None
-        with self.interruption.listening():
+        with INTERRUPTION.listening():
             while self.progress.epochs < self.config.epochs:
                 evaluation = self._epoch()
+                INTERRUPTION.leave_if_asked(
+                    self.accelerator, f"the {self.stage}: a checkpoint is in {self.state.checkpoints.path}"
+                )
             if evaluation is None:  # a resumed training had no epoch left
                 evaluation = self._evaluation()
         if self.average is not None:
@@ -196,7 +202,13 @@ class _Fit:
         before = progress.seconds
         first_lr = self._lr(progress.epochs * self.steps_per_epoch)
         self._train(started - before)
-        evaluation = self._evaluation()
+        long_ago = self.accelerator.is_main_process and time.monotonic() - self.saved > LONG
+        if any(self.agreement.any_of(long_ago)):  # an evaluation may be killed, too
+            self._save(None)
+        try:
+            evaluation = self._evaluation()
+        except Preempted:
+            self._stop()
         images = self.accelerator.reduce(torch.tensor(float(progress.images), device=self.accelerator.device), "sum")
         rates = {n.removeprefix("student."): r for n, r in progress.rates.over_all(self.accelerator).items()}
         metrics = {
@@ -216,10 +228,10 @@ class _Fit:
         for line in rate_warnings(rates):
             log.info("warning: in epoch %d %s", progress.epochs + 1, line)
         if self.accelerator.is_main_process:
-            self.folder.append_metrics(metrics)
+            self._write_metrics(metrics)
         numbers = {f"{self.stage}/{name}": value for name, value in metrics.items() if name not in ("stage", "epoch")}
         # trackers want steps that rise over all stages: the lines of the metrics so far; the main process alone tracks
-        self.accelerator.log(numbers, step=len(self.folder.metrics()))
+        self._track(numbers)
         self.progress = progress.next_epoch()
         self._save(evaluation)
         return evaluation
@@ -328,21 +340,38 @@ class _Fit:
         """Saves where it is time to; ends where it was asked for."""
         steps = self.progress.epochs * self.steps_per_epoch + self.progress.batches // self.config.accumulate
         due = self.accelerator.is_main_process and self.folder.saving.due(steps, time.monotonic() - self.saved)
-        due, asked = self.agreement.any_of(due, self.interruption.asked)
+        due, asked = self.agreement.any_of(due, INTERRUPTION.asked)
         if asked:
             self._stop()
         if due:
             self._save(None)
 
+    def _write_metrics(self, metrics: dict[str, Any]) -> None:
+        try:
+            self.folder.append_metrics(metrics)
+        except OSError as error:
+            newest = self.state.checkpoints.newest(say=False)
+            kept = (
+                "no checkpoint was written before" if newest is None else f"the last good checkpoint is {newest.path}"
+            )
+            raise OSError(
+                f"the epoch's metrics could not be written: {error}; {kept}; continue with --resume"
+            ) from error
+
+    def _track(self, numbers: dict[str, Any]) -> None:
+        """What trackers show is in the metrics, too: one that fails is left out, and the training goes on."""
+        try:
+            self.accelerator.log(numbers, step=len(self.folder.metrics()))
+        except OSError as error:
+            log.info("warning: a tracker could not write (%s): nothing more is tracked in this run", error)
+            self.accelerator.trackers.clear()
+
     def _evaluation(self) -> Mapping[str, float]:
         averaged = contextlib.nullcontext() if self.average is None else self.average.in_use()
         with repeatable(self.accelerator.device), averaged:
-            evaluation = self.evaluate(self.model.eval())
-        if any(self.agreement.any_of(self.interruption.asked)):
-            self._stop()
-        return evaluation
+            return self.evaluate(self.model.eval())
 
-    def _stop(self) -> None:
+    def _stop(self) -> NoReturn:
         kept = self._save(None)
         raise Preempted(f"asked to stop (SIGTERM) in epoch {self.progress.epochs + 1} of the {self.stage}: {kept}")
 

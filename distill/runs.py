@@ -10,10 +10,13 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import errno
 import itertools
 import json
 import logging
+import os
 import shutil
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,9 +28,14 @@ from distill.checkpoints import Checkpoints
 from distill.config import RunConfig, save_every
 from models.io import replace_text
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
 log = logging.getLogger(__name__)
 
-CONFIG, METRICS, SUMMARY = "config.yaml", "metrics.jsonl", "summary.json"
+CONFIG, METRICS, SUMMARY, LOCK = "config.yaml", "metrics.jsonl", "summary.json", ".lock"
 
 MAY_CHANGE = (
     "run.dir",
@@ -73,6 +81,26 @@ class RunFolder:
         self.path = path
         self.saving = saving or Saving()
 
+    def lock(self) -> RunFolder:
+        """Keeps others from writing here, until this object or its process is gone; does nothing where no system helps.
+
+        Raises:
+            ValueError: if another process writes here.
+        """
+        if fcntl is None:
+            return self
+        lock = os.open(self.path / LOCK, os.O_WRONLY | os.O_CREAT, 0o644)
+        weakref.finalize(self, os.close, lock)
+        try:
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                raise ValueError(
+                    f"another process is writing to the run in {self.path}: end it, or give this run another folder"
+                ) from error
+            log.warning("warning: %s cannot be locked (%s): start no second run in it", self.path, error.strerror)
+        return self
+
     @property
     def checkpoints(self) -> Path:
         """A folder for each stage is in it."""
@@ -116,12 +144,14 @@ def open_run(config: RunConfig, resume: bool, resolved: dict[str, Any], allow_ch
         allow_changed: dotted names of it (or of groups) that may differ from those of the run to resume.
 
     Raises:
-        ValueError: if the run to resume had another configuration; names the fields. Or for an unknown name.
+        ValueError: if the run to resume had another configuration; names the fields. Or if another process writes to
+            it, or for an unknown name.
     """
     _check_names(allow_changed, resolved, resume)
     wanted = _wanted(config)
     text = yaml.safe_dump(resolved, sort_keys=False)
     if resume and (path := _to_resume(wanted)) is not None:
+        folder = RunFolder(path).lock()
         if _saved_anything(path):
             saved = _read_config(path)
             _check_same(saved, resolved, path, allow_changed)
@@ -132,7 +162,7 @@ def open_run(config: RunConfig, resume: bool, resolved: dict[str, Any], allow_ch
         else:
             log.info("nothing was saved yet in %s: the run starts from the beginning", path)
             replace_text(path / CONFIG, text)
-        return RunFolder(path)
+        return folder
     if resume:
         log.info("nothing to resume in %s: the run starts from the beginning", wanted)
     for number in itertools.count(1):
@@ -145,7 +175,7 @@ def open_run(config: RunConfig, resume: bool, resolved: dict[str, Any], allow_ch
             continue
         if path != wanted:
             log.info("%s holds a run already: this one is kept in %s", wanted, path)
-        return RunFolder(path)
+        return RunFolder(path).lock()
     raise AssertionError("unreachable")
 
 

@@ -87,13 +87,14 @@ class SavedState:
         return f"a checkpoint is in {self.checkpoints.path}"
 
     def load(self, steps_per_epoch: int) -> Progress:
-        """Loads the newest whole checkpoint; those behind it are deleted. A fresh progress where there is none.
+        """Loads the newest whole checkpoint; a fresh progress where there is none.
 
         Args:
             steps_per_epoch: of the optimizer.
 
         Raises:
-            ValueError: if it is of another number of processes and that is not allowed.
+            ValueError: if it is of another number of processes and that is not allowed, or of epochs that are divided
+                in another way, none of whose ends is kept.
         """
         accelerator = self._accelerator
         found = self._agreement.gather(self._find() if accelerator.is_main_process else None)[0]
@@ -112,9 +113,14 @@ class SavedState:
                 f"the checkpoint {found.path} does not fit what is trained now: {error}. Another network or optimizer, "
                 "or weight decay from or to 0, cannot be continued: start a new run"
             ) from error
-        path = found.path / f"progress_{accelerator.process_index}.json"
+        first, own = (found.path / f"progress_{rank}.json" for rank in (0, accelerator.process_index))
+        of_first = Progress.of_plain(json.loads(first.read_text()))
         # a process that was not there when it was written starts between two epochs, where nothing else counts
-        progress = Progress.of_plain(json.loads(path.read_text())) if path.exists() else Progress(found.epochs)
+        progress = Progress.of_plain(json.loads(own.read_text())) if own.exists() else Progress(found.epochs)
+        progress.averaged = of_first.averaged
+        accelerator.step = (
+            progress.batches
+        )  # by which Accelerate knows where a step ends: its own was of another division
         self._scheduler.scheduler.last_epoch = (
             progress.epochs * steps_per_epoch + progress.batches // self._division["accumulate"]
         )
@@ -149,4 +155,17 @@ class SavedState:
                 f"the checkpoint {found.path} is of {processes} process(es), now there are {now}, which changes the "
                 f"batches: start as many, or say --allow-changed {PROCESSES} (it continues at the last end of an epoch)"
             )
-        return self.checkpoints.newest(say=False, epoch_ends=True)
+        end = self.checkpoints.newest(say=False, epoch_ends=True)
+        changed = ", ".join(f"{n} {facts.get(n)} -> {v}" for n, v in self._division.items() if facts.get(n) != v)
+        if end is None:
+            return (
+                f"the checkpoint {found.path} lies within the first epoch, whose batches are others now ({changed}): "
+                "continue as it was started, at least to the end of the epoch, or start a new run"
+            )
+        log.info(
+            "epochs are divided in another way (%s): the training continues at the end of epoch %d, %s",
+            changed,
+            end.epochs,
+            end.path,
+        )
+        return end

@@ -36,6 +36,8 @@ class Session:
         self.allow_changed = allow_changed
         """What may differ from the run that is resumed, as dotted names."""
         self._folder: RunFolder | None = None
+        self._locked: RunFolder | None = None
+        """The same on the main process, which keeps others from writing there."""
 
     @property
     def folder(self) -> RunFolder:
@@ -49,7 +51,8 @@ class Session:
         opened: list = [None, None]
         if self.accelerator.is_main_process:
             try:  # the other processes wait for the outcome, whatever it is
-                opened = [open_run(self.config, self.resume, resolved, self.allow_changed).path, None]
+                self._locked = open_run(self.config, self.resume, resolved, self.allow_changed)
+                opened = [self._locked.path, None]
             except (OSError, ValueError) as error:
                 opened = [None, str(error)]
         broadcast_object_list(opened)

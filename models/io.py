@@ -215,7 +215,14 @@ def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
     """Writes tensors by name as safetensors, in one move."""
     # copies: safetensors refuses tensors that share their memory
     state = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    _replace(path, lambda temporary: save_file(state, temporary, metadata={"format": "pt"}))
+
+    def write(temporary: Path) -> None:
+        try:
+            save_file(state, temporary, metadata={"format": "pt"})
+        except SafetensorError as error:  # what it makes of a full disk
+            raise OSError(f"{path} could not be written: {error}") from error
+
+    _replace(path, write)
 
 
 def replace_text(path: Path, text: str) -> None:

@@ -9,6 +9,7 @@ loader no longer reaches the sampler with several processes, and starts other wo
 """
 
 import os
+import signal
 from collections.abc import Iterator
 from typing import Any, cast
 
@@ -162,10 +163,19 @@ def _loader(
         drop_last=drop_last,
         collate_fn=dataset.collate,
         num_workers=workers,
+        worker_init_fn=_stay_until_told,
         persistent_workers=workers > 0,
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),  # each pass draws a worker seed: from here, not from the global generator
     )
+
+
+def _stay_until_told(worker: int) -> None:
+    """In a loader process: launchers and clusters send SIGTERM to all of a job at once, and the run saves first.
+
+    It ends when the run closes its loaders, or is gone (torch looks every few seconds).
+    """
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def _cpus() -> int:

@@ -1,6 +1,7 @@
 """Checkpoints: whole or not there, the damaged recognised, the newest and the best kept."""
 
 import errno
+import hashlib
 import json
 import logging
 import os
@@ -51,7 +52,13 @@ def test_the_manifest_holds_the_checksum_of_each_file(checkpoints):
     save(checkpoints, 1, write=write, score=2.5)
     manifest = json.loads((checkpoints.newest().path / "manifest.json").read_text())
     abc = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"  # FIPS 180-4, appendix B.1
-    assert manifest == {"score": 2.5, "files": {"deep/state": abc}}
+    text = '{"files": {"deep/state": "' + abc + '"}, "score": 2.5}'  # sorted, as the manifest's own checksum is taken
+    assert manifest == json.loads(text) | {"sha256": hashlib.sha256(text.encode()).hexdigest()}
+
+
+def other_manifest(path, **changes):
+    found = json.loads((path / "manifest.json").read_text())
+    (path / "manifest.json").write_text(json.dumps(found | changes))
 
 
 @pytest.mark.parametrize(
@@ -63,6 +70,9 @@ def test_the_manifest_holds_the_checksum_of_each_file(checkpoints):
         (lambda path: (path / "manifest.json").unlink(), "manifest.json cannot be read"),
         (lambda path: os.truncate(path / "manifest.json", 20), "manifest.json cannot be read"),
         (lambda path: (path / "manifest.json").write_text("[]"), "manifest.json cannot be read"),
+        (lambda path: other_manifest(path, files=[]), "manifest.json has another checksum"),
+        (lambda path: other_manifest(path, files={}), "manifest.json has another checksum"),
+        (lambda path: other_manifest(path, score=9.0), "manifest.json has another checksum"),
     ],
 )
 def test_a_damaged_one_is_named_and_the_one_before_is_used(checkpoints, caplog, harm, words):
@@ -74,7 +84,11 @@ def test_a_damaged_one_is_named_and_the_one_before_is_used(checkpoints, caplog, 
         assert checkpoints.newest().epochs == 1
     assert str(newest) in caplog.text and words in caplog.text and words in damage_of(newest)
     checkpoints.drop_newer(checkpoints.newest(say=False))
-    assert names(checkpoints) == ["epoch_0001"]
+    assert names(checkpoints) == ["epoch_0001", "epoch_0002"]
+    save(checkpoints, 1, batches=5)  # of steps that are made again
+    assert names(checkpoints) == ["epoch_0001", "epoch_0001_batch_00000005"]
+    save(checkpoints, 2)
+    assert names(checkpoints) == ["epoch_0001_batch_00000005", "epoch_0002"]
 
 
 def test_where_all_are_damaged_there_is_none(checkpoints):
@@ -82,7 +96,8 @@ def test_where_all_are_damaged_there_is_none(checkpoints):
     (checkpoints.newest().path / "state").write_text("?")
     assert checkpoints.newest(say=False) is None
     checkpoints.drop_newer(None)
-    assert names(checkpoints) == []
+    save(checkpoints, 0, batches=1)
+    assert names(checkpoints) == ["epoch_0000_batch_00000001"]
 
 
 def test_an_unfinished_one_is_never_found_and_is_no_obstacle(checkpoints):
@@ -139,7 +154,9 @@ def test_the_best_is_kept_besides(tmp_path):
     for epochs, score in enumerate([1.0, 3.0, 2.0, None, 3.0, 0.0], 1):
         save(checkpoints, epochs, score=score)
         save(checkpoints, epochs, batches=7)
-    assert names(checkpoints) == ["epoch_0005", "epoch_0006_batch_00000007"]  # of equal scores the newest
+    # of equal scores the newest; the newest end of an epoch, where one goes on whose batches are others
+    assert names(checkpoints) == ["epoch_0005", "epoch_0006", "epoch_0006_batch_00000007"]
+    assert checkpoints.newest(epoch_ends=True).epochs == 6
 
 
 def test_a_process_that_is_not_the_main_one_only_writes_its_own(tmp_path):
@@ -154,4 +171,5 @@ def test_names_that_only_look_alike_are_none(checkpoints):
         (checkpoints.path / name).mkdir(parents=True)
     assert checkpoints.newest(say=False) is None
     checkpoints.drop_newer(None)
-    assert len(names(checkpoints)) == 3
+    save(checkpoints, 1)
+    assert len(names(checkpoints)) == 4

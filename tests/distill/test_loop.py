@@ -2,6 +2,7 @@
 
 import dataclasses
 import errno
+import hashlib
 import itertools
 import json
 import logging
@@ -24,7 +25,7 @@ from distill import TrainConfig
 from distill.backward import once
 from distill.checkpoints import Checkpoints
 from distill.data.loaders import EpochSampler
-from distill.interruption import Preempted
+from distill.interruption import INTERRUPTION, Preempted
 from distill.loop import fit, unwrap
 from distill.optimizers import make_optimizer, warmup_cosine
 from distill.runs import RunFolder, Saving
@@ -498,7 +499,7 @@ def test_a_training_that_was_cut_within_an_epoch_ends_like_a_whole_one(tmp_path,
     assert timeless(tmp_path / "whole") == timeless(tmp_path / "cut")
 
 
-@pytest.mark.parametrize("when", ["step", "evaluation"])
+@pytest.mark.parametrize("when", ["step", "evaluation", "whole evaluation"])
 def test_sigterm_leaves_a_checkpoint_within_the_step(tmp_path, when):
     config = config_of(epochs=2, momentum=0.9)
     whole, _ = train(tmp_path / "whole", config)
@@ -510,8 +511,10 @@ def test_sigterm_leaves_a_checkpoint_within_the_step(tmp_path, when):
         return cross_entropy(logits, labels)
 
     def evaluate(model):
-        if when == "evaluation" and next(calls) == 1:
+        if "evaluation" in when and next(calls) == 1:
             os.kill(os.getpid(), signal.SIGTERM)
+            if when == "evaluation":  # as `distill.evaluation.top1` does at each batch
+                INTERRUPTION.leave_if_asked(Accelerator(cpu=True), "an evaluation")
         return {}
 
     before = signal.getsignal(signal.SIGTERM)
@@ -520,10 +523,80 @@ def test_sigterm_leaves_a_checkpoint_within_the_step(tmp_path, when):
     assert raised.value.code == 75 and "checkpoints/student" in raised.value.message
     assert signal.getsignal(signal.SIGTERM) == before
     found = Checkpoints(tmp_path / "cut" / "checkpoints" / "student").newest()
-    assert (found.epochs, found.batches) == {"step": (1, 1), "evaluation": (0, 2)}[when]
+    places = {"step": (1, 1), "evaluation": (0, 2), "whole evaluation": (1, 0)}
+    assert (found.epochs, found.batches) == places[when]
     resumed, _ = train(tmp_path / "cut", config, resume=True)
     assert torch.equal(resumed[1].weight, whole[1].weight)
     assert timeless(tmp_path / "whole") == timeless(tmp_path / "cut")
+
+
+def test_a_request_between_two_trainings_is_not_forgotten(tmp_path):
+    with INTERRUPTION.listening():
+        train(tmp_path / "first", config_of())
+        os.kill(os.getpid(), signal.SIGTERM)
+        with pytest.raises(Preempted, match="75"):
+            train(tmp_path / "second", config_of(epochs=3))
+    found = Checkpoints(tmp_path / "second" / "checkpoints" / "student").newest()
+    assert (found.epochs, found.batches) == (0, 1)
+    train(tmp_path / "third", config_of())  # the next run starts without one
+
+
+def test_a_resumed_training_without_an_epoch_left_keeps_its_checkpoint_when_it_is_stopped(tmp_path):
+    train(tmp_path, config_of())
+    path = Checkpoints(tmp_path / "checkpoints" / "student").newest().path
+    before = (path / "manifest.json").read_text()
+
+    def evaluate(model):
+        os.kill(os.getpid(), signal.SIGTERM)
+        INTERRUPTION.leave_if_asked(Accelerator(cpu=True), "an evaluation")
+
+    with pytest.raises(Preempted, match="75"):
+        train(tmp_path, config_of(), evaluate=evaluate, resume=True)
+    assert (path / "manifest.json").read_text() == before
+
+
+def test_before_an_evaluation_that_may_be_killed_what_was_trained_is_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr("distill.loop.LONG", 0.0)
+    config = config_of(epochs=2, momentum=0.9)
+    whole, _ = train(tmp_path / "whole", config)
+    calls = itertools.count(1)
+
+    def killed(model):
+        if next(calls) == 2:
+            raise KeyboardInterrupt
+        return {}
+
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "cut", config, evaluate=killed)
+    found = Checkpoints(tmp_path / "cut" / "checkpoints" / "student").newest()
+    assert (found.epochs, found.batches) == (1, 2)  # all of the second epoch
+    resumed, _ = train(tmp_path / "cut", config, resume=True)
+    assert torch.equal(resumed[1].weight, whole[1].weight)
+    assert timeless(tmp_path / "whole") == timeless(tmp_path / "cut")
+
+
+def test_metrics_that_cannot_be_written_end_the_run_with_the_last_good_checkpoint(tmp_path, monkeypatch):
+    real, calls = RunFolder.append_metrics, itertools.count(1)
+
+    def append(self, values):
+        if next(calls) == 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(self, values)
+
+    monkeypatch.setattr(RunFolder, "append_metrics", append)
+    with pytest.raises(OSError, match=r"metrics could not be written.*No space left.*last good .*epoch_0001; continue"):
+        train(tmp_path, config_of(epochs=3))
+
+
+def test_a_tracker_that_cannot_write_is_left_out(tmp_path, caplog, monkeypatch):
+    caplog.set_level(logging.INFO)
+
+    def full(self, values, step):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Accelerator, "log", full)
+    train(tmp_path, config_of(epochs=2))
+    assert len(metrics_of(tmp_path)) == 2 and "a tracker could not write" in caplog.text
 
 
 def test_a_full_disk_is_said_and_the_training_goes_on(tmp_path, caplog, monkeypatch):
@@ -560,13 +633,19 @@ def test_a_damaged_checkpoint_costs_the_steps_since_the_one_before(tmp_path, cap
 def test_a_checkpoint_of_two_processes_is_refused_unless_it_is_allowed(tmp_path):
     config = config_of(epochs=3)
     train(tmp_path, config, stop_after=2)
-    path = Checkpoints(tmp_path / "checkpoints" / "student").newest().path
-    manifest = json.loads((path / "manifest.json").read_text())
-    (path / "manifest.json").write_text(json.dumps(manifest | {"processes": 2}))
+    rewrite_manifest(Checkpoints(tmp_path / "checkpoints" / "student").newest().path, processes=2)
     with pytest.raises(ValueError, match=r"is of 2 process\(es\), now there are 1"):
         train(tmp_path, config, resume=True)
     train(tmp_path, config, resume=True, saving=Saving(allow_changed=("processes",)))
     assert [line["epoch"] for line in metrics_of(tmp_path)] == [1, 2, 3]
+
+
+def rewrite_manifest(path, **changes):
+    """As if the run that wrote it had been another one."""
+    manifest = json.loads((path / "manifest.json").read_text()) | changes
+    del manifest["sha256"]
+    digest = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+    (path / "manifest.json").write_text(json.dumps(manifest | {"sha256": digest}))
 
 
 def test_firing_rates_are_logged_and_dead_layers_named(tmp_path, caplog):
@@ -610,6 +689,31 @@ def test_other_batches_go_on_at_the_end_of_an_epoch(tmp_path, changes, learning_
     assert len(learning_rates) == 2 * steps
     expected = [0.05 * (1 + math.cos(math.pi * n / (3 * steps))) for n in range(steps, 3 * steps)]
     assert learning_rates == pytest.approx(expected, abs=1e-12)
+
+
+def test_a_first_epoch_of_other_batches_is_not_thrown_away(tmp_path):
+    with pytest.raises(Stopped):
+        train(tmp_path, config_of(epochs=3), losses=Cut(1), saving=Saving(steps=1))
+    path = tmp_path / "checkpoints" / "student"
+    before = sorted(found.name for found in path.iterdir())
+    with pytest.raises(ValueError, match=r"within the first epoch, whose batches are others now \(batch_size 4 -> 2\)"):
+        train(tmp_path, config_of(epochs=3, batch_size=2), resume=True)
+    assert sorted(found.name for found in path.iterdir()) == before == ["epoch_0000_batch_00000001"]
+
+
+def test_a_step_has_all_its_batches_where_accumulation_was_changed(tmp_path):
+    """7 batches an epoch: steps of 2 leave one over, and Accelerate's own count of passes stands at 6 then."""
+    config, steps = dict(epochs=3, batch_size=2), []
+    train(tmp_path, config_of(**config, accumulate=2), images=14, stop_after=2)
+
+    def losses(logits, labels):
+        steps.append("pass")
+        return cross_entropy(logits, labels)
+
+    handle = register_optimizer_step_pre_hook(lambda *_: steps.append("step"))
+    train(tmp_path, config_of(**config, accumulate=4), losses=losses, images=14, resume=True)
+    handle.remove()
+    assert steps == [*["pass"] * 4, "step"] * 2
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,11 @@
 """The folder of a run: never overwritten, found again, whole at every moment."""
 
+import hashlib
 import json
 import logging
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -248,8 +251,35 @@ def test_other_words_for_it_are_refused(text):
 def test_a_stage_has_begun_where_a_whole_checkpoint_is():
     path = opened()  # its only checkpoint has no manifest
     assert stages_begun(RunConfig(dir="mine")) == set()
-    (path / "checkpoints" / "student" / "epoch_0001" / "manifest.json").write_text('{"files": {}}')
+    manifest = {"files": {}, "sha256": hashlib.sha256(b'{"files": {}}').hexdigest()}
+    (path / "checkpoints" / "student" / "epoch_0001" / "manifest.json").write_text(json.dumps(manifest))
     assert stages_begun(RunConfig(dir="mine")) == {"student"}
+
+
+HOLD = """
+import sys, yaml
+from distill import RunConfig
+from distill.runs import open_run
+run = open_run(RunConfig(dir="mine"), True, yaml.safe_load(open("mine/config.yaml")))
+print("here", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_two_processes_never_write_to_one_run():
+    opened()
+    root = str(Path(__file__).resolve().parents[2])
+    other = subprocess.Popen(
+        [sys.executable, "-c", HOLD], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        env=os.environ | {"PYTHONPATH": root},
+    )  # fmt: skip
+    try:
+        assert other.stdout.readline() == "here\n"
+        with pytest.raises(ValueError, match="another process is writing to the run in mine: end it"):
+            resume()
+    finally:
+        other.communicate("")
+    assert resume() == Path("mine")
 
 
 def test_flatten():
