@@ -169,7 +169,7 @@ class _Fit:
         self.average = None if config.ema is None else WeightAverage(model, config.ema)
         self.state = SavedState(
             accelerator, Checkpoints(folder.checkpoints / stage, folder.saving.keep), self.agreement, self.optimizer,
-            self.scheduler, self.average, config, folder.saving.allow_changed,
+            self.scheduler, self.average, config, loader.dataset, folder.saving.allow_changed,
         )  # fmt: skip
         self.guard = StepGuard(accelerator, self.model)
         self.progress = Progress()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -55,6 +55,12 @@ class Unreadable:
         if len(kept) == 0:
             raise ValueError(f"none of the {len(self._files)} images can be read, the first is {self._files[0]}")
         return kept
+
+    def recall(self, names: Collection[str]) -> None:
+        """Leaves out, without a word, what was left out before an interruption; names of other images are none here."""
+        wanted = set(names)
+        if wanted:
+            self._marks[[index for index, file in enumerate(self._files) if str(file) in wanted]] = 1
 
     @property
     def names(self) -> tuple[str, ...]:

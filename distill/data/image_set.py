@@ -1,6 +1,6 @@
 """Images and labels as a map-style dataset, whose items depend on (seed, epoch, index) alone."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -98,6 +98,14 @@ class ImageSet(Dataset[tuple[Tensor, int]]):
     def skipped(self) -> tuple[str, ...]:
         """Names of the images that were left out so far because they could not be read, by this process's loaders."""
         return () if self._unreadable is None else self._unreadable.names
+
+    def leave_out(self, names: Collection[str]) -> None:
+        """Has images that an interrupted run could not read left out, and reported, again.
+
+        Only where others take their places: what is in memory, or held out, was looked at anew when it was loaded.
+        """
+        if self._unreadable is not None and self._substitute:
+            self._unreadable.recall(names)
 
     def _read(self, index: int) -> tuple[Any, int]:
         """An image as it is stored, and its index; of the next that can be read, where that is wanted."""
