@@ -3,7 +3,7 @@
 config.yaml     the resolved configuration        checkpoints/   what --resume continues from (distill.checkpoints)
 metrics.jsonl   one JSON object an epoch          teacher/       a teacher trained on the spot
 summary.json    the results                       student/       the spiking network
-hybrids/        a network for each tap
+hybrids/        a network for each tap            bad_steps/     the images of each step whose loss was no number
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from models.io import replace_text
 
 log = logging.getLogger(__name__)
 
-CONFIG, METRICS, SUMMARY = "config.yaml", "metrics.jsonl", "summary.json"
+CONFIG, METRICS, SUMMARY, BAD_STEPS = "config.yaml", "metrics.jsonl", "summary.json", "bad_steps"
 
 IN_MEMORY = "data.in_memory"
 
@@ -96,6 +96,15 @@ class RunFolder:
         """Drops the lines of epochs that no checkpoint holds: they are trained again."""
         lines = [json.dumps(line) + "\n" for line in self.metrics() if keep(line)]
         replace_text(self.path / METRICS, "".join(lines))
+
+    def bad_step(self, stage: str, step: int) -> Path:
+        """The file about a step, counted from 1, whose loss or gradient was no number."""
+        return self.path / BAD_STEPS / f"{stage}_{step}.json"
+
+    def write_bad_step(self, stage: str, step: int, values: dict[str, Any]) -> None:
+        path = self.bad_step(stage, step)
+        path.parent.mkdir(exist_ok=True)
+        replace_text(path, json.dumps(values, indent=2) + "\n")
 
     def write_summary(self, values: dict[str, Any]) -> None:
         replace_text(self.path / SUMMARY, json.dumps(values, indent=2) + "\n")

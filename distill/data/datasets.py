@@ -118,7 +118,11 @@ def _load_files(
             images = _collect(images, transform.stored_shape, record)
             files = files if record is None else files.part(record.kept())
         substitute = skip and not in_memory and transform is train
-        return ImageSet(images, files.labels, transform, seed, in_memory, unreadable=record, substitute=substitute)
+        # text alone, where the files hold pixels that are not needed any more
+        names: Any = list(map(str, files.files)) if in_memory else files.files
+        return ImageSet(
+            images, files.labels, transform, seed, in_memory, unreadable=record, substitute=substitute, names=names
+        )
 
     train_set, eval_set = (image_set(files, transform) for files, transform in sets)
     return Splits(train_set, eval_set, train_files.classes)
