@@ -15,6 +15,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
+from distill.data.everywhere import from_all, place
 from distill.data.files import StoredImage, UnreadableImage
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ class Unreadable:
     def __contains__(self, index: int) -> bool:
         return bool(self._marks[index])
 
-    def add(self, index: int, error: UnreadableImage) -> None:
+    def add(self, index: int, error: UnreadableImage | str) -> None:
         """Leaves out an image for the rest of the run; says so once."""
         if index not in self:
             self._marks[index] = 1
@@ -69,18 +70,21 @@ class Unreadable:
 
 
 def find_unreadable(files: Sequence[StoredImage], mode: str) -> Unreadable:
-    """Decodes every image once: a header says nothing about a truncated file."""
-    found = Unreadable(files)
+    """Decodes every image once, each on one of the processes: a header says nothing about a truncated file."""
+    found, (rank, processes) = Unreadable(files), place()
 
-    def check(index: int) -> None:
+    def check(index: int) -> UnreadableImage | None:
         try:
             files[index].open(mode)
         except UnreadableImage as error:
-            found.add(index, error)
+            return error
+        return None
 
+    own = range(rank, len(files), processes)
     with ThreadPoolExecutor(READERS) as pool:
-        for _ in pool.map(check, range(len(files))):
-            pass
+        errors = {index: str(error) for index, error in zip(own, pool.map(check, own), strict=True) if error}
+    for index, text in sorted(item for of_process in from_all(errors) for item in of_process.items()):
+        found.add(index, text)
     return found
 
 
