@@ -53,9 +53,9 @@ def rate_warnings(rates: dict[str, float]) -> list[str]:
 
 
 def warn_of_skipped(names: Sequence[str]) -> None:
-    """Says how many images were left out, where there are any; where a result is written that names them."""
+    """Says how many images were left out, where there are any, and which is the first; a result names them all."""
     if names:
-        log.warning("warning: %d images could not be read and were left out (summary.json names them)", len(names))
+        log.warning("warning: %d images could not be read and were left out, the first: %s", len(names), names[0])
 
 
 def model_card(summary: dict[str, Any], teacher: str | None, data: str, config: str, events: bool = False) -> str:
