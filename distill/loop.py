@@ -24,6 +24,7 @@ from tqdm.auto import tqdm
 from distill.backward import Backward
 from distill.checkpoints import Checkpoints
 from distill.config import TrainConfig
+from distill.data import ImageSet
 from distill.data.loaders import prepare_loader, sample_indices, skip_batches
 from distill.ema import WeightAverage
 from distill.interruption import INTERRUPTION, Preempted
@@ -39,6 +40,9 @@ from distill.steps import NonFiniteLossError, StepGuard
 from models import synchronised_batch_norm
 
 log = logging.getLogger(__name__)
+
+SHOWN_IMAGES = 64
+"""Of a bad step, in the log; its file has them all."""
 
 CHECK_EVERY = 25
 """Forward passes between two looks at loss and firing rates, which wait for the device."""
@@ -172,7 +176,7 @@ class _Fit:
         self.average = None if config.ema is None else WeightAverage(model, config.ema)
         self.state = SavedState(
             accelerator, Checkpoints(folder.checkpoints / stage, folder.saving.keep), self.agreement, self.optimizer,
-            self.scheduler, self.average, config, folder.saving.allow_changed,
+            self.scheduler, self.average, config, loader.dataset, folder.saving.allow_changed,
         )  # fmt: skip
         self.guard = StepGuard(accelerator, self.model)
         self.progress = Progress()
@@ -312,12 +316,18 @@ class _Fit:
             self._after_a_bad_step(step)
 
     def _after_a_bad_step(self, step: int) -> None:
-        """Says which images it had; ends the training after too many."""
+        """Keeps which images it had, of all processes; ends the training after too many."""
         progress, config = self.progress, self.config
         found = f"in step {step + 1} (epoch {progress.epochs + 1}) of the {self.stage} ({self.guard.parts()})"
-        numbers = self.agreement.gather(self._sample_numbers())
-        shown = [number for of_rank in numbers for number in of_rank]
-        samples = f"images {shown[:64]}{' ...' if len(shown) > 64 else ''}" if shown else "images of a stream"
+        processes = self.agreement.gather({"loss": self.guard.parts(), **self._samples()})
+        if self.accelerator.is_main_process:
+            values = {"stage": self.stage, "epoch": progress.epochs + 1, "step": step + 1, "processes": processes}
+            self.folder.write_bad_step(self.stage, step + 1, values)
+        shown = [number for process in processes for number in process["images"]]
+        samples = (
+            f"images {shown[:SHOWN_IMAGES]}{' ...' if len(shown) > SHOWN_IMAGES else ''} "
+            f"({self.folder.bad_step(self.stage, step + 1)} has all {len(shown)}, and their names where they have any)"
+        )
         if progress.skipped_in_a_row <= config.max_skipped_steps:
             log.info("warning: the loss or its gradient is no finite number %s: step skipped; %s", found, samples)
             return
@@ -328,13 +338,15 @@ class _Fit:
             "with --resume --allow-changed train.lr"
         )
 
-    def _sample_numbers(self) -> list[int]:
-        """Of this process's images of the step behind us, their places in the training set."""
+    def _samples(self) -> dict[str, list]:
+        """This process's images of the step behind us: their places in the training set, and names where it has any."""
         epoch, accelerator = self.epochs_before + self.progress.epochs, self.accelerator
         first = self.progress.batches - self.config.accumulate
         rank, processes = accelerator.process_index, accelerator.num_processes
         batches = range(first, self.progress.batches)
-        return [n for batch in batches for n in sample_indices(self.indices_of, epoch, batch, rank, processes)]
+        images = [n for batch in batches for n in sample_indices(self.indices_of, epoch, batch, rank, processes)]
+        dataset = self.indices_of.dataset
+        return {"images": images, "names": dataset.names_of(images) if isinstance(dataset, ImageSet) else []}
 
     def _between_steps(self) -> None:
         """Saves where it is time to; ends where it was asked for."""

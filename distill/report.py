@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import platform
+from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any
+
+log = logging.getLogger(__name__)
 
 GRADIENTS = {
     "rate_m": "rate-based backpropagation (Yu et al., NeurIPS 2024)",
@@ -46,6 +50,12 @@ def rate_warnings(rates: dict[str, float]) -> list[str]:
         elif rate > SATURATED:
             lines.append(f"layer {name} fires almost always: {100 * rate:.1f} % of its neurons fire in a step")
     return lines
+
+
+def warn_of_skipped(names: Sequence[str]) -> None:
+    """Says how many images were left out, where there are any, and which is the first; a result names them all."""
+    if names:
+        log.warning("warning: %d images could not be read and were left out, the first: %s", len(names), names[0])
 
 
 def model_card(summary: dict[str, Any], teacher: str | None, data: str, config: str, events: bool = False) -> str:

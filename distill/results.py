@@ -12,7 +12,7 @@ from distill.data import DataConfig, Preprocessing, Splits
 from distill.data.event_config import is_events
 from distill.evaluation import firing_rates, top1_by_timesteps
 from distill.random_numbers import repeatable
-from distill.report import model_card, rate_warnings, table, versions
+from distill.report import model_card, rate_warnings, table, versions, warn_of_skipped
 from distill.session import Session
 from models import SpikingNetwork, save_snn
 from models.io import replace_text
@@ -89,8 +89,7 @@ def write_results(
     folder.write_summary(summary)
     for line in rate_warnings(summary["firing_rates"]):
         log.warning("warning: %s", line)
-    if skipped := summary["skipped_images"]:
-        log.warning("warning: %d images could not be read and were left out (summary.json names them)", len(skipped))
+    warn_of_skipped(summary["skipped_images"])
     log.info("\n%s\n", table(summary))
     log.info("%.0f s; everything is in %s", summary["seconds"], folder.path)
 

@@ -3,7 +3,7 @@
 config.yaml     the resolved configuration        checkpoints/   what --resume continues from (distill.checkpoints)
 metrics.jsonl   one JSON object an epoch          teacher/       a teacher trained on the spot
 summary.json    the results                       student/       the spiking network
-hybrids/        a network for each tap
+hybrids/        a network for each tap            bad_steps/     the images of each step whose loss was no number
 """
 
 from __future__ import annotations
@@ -35,7 +35,9 @@ except ImportError:  # Windows
 
 log = logging.getLogger(__name__)
 
-CONFIG, METRICS, SUMMARY, LOCK = "config.yaml", "metrics.jsonl", "summary.json", ".lock"
+CONFIG, METRICS, SUMMARY, BAD_STEPS, LOCK = "config.yaml", "metrics.jsonl", "summary.json", "bad_steps", ".lock"
+
+IN_MEMORY = "data.in_memory"
 
 MAY_CHANGE = (
     "run.dir",
@@ -45,10 +47,10 @@ MAY_CHANGE = (
     "run.save_every",
     "run.keep_checkpoints",
     "data.workers",
-    "data.in_memory",
+    IN_MEMORY,
     "data.cache",
 )
-"""What may differ when a run is resumed: none of it changes a number."""
+"""What may differ when a run is resumed: none of it changes a number, unless images are skipped (`_may_change`)."""
 
 PROCESSES = "processes"
 """What --allow-changed calls the number of processes, which is no field of the configuration."""
@@ -122,6 +124,15 @@ class RunFolder:
         """Drops the lines of epochs that no checkpoint holds: they are trained again."""
         lines = [json.dumps(line) + "\n" for line in self.metrics() if keep(line)]
         replace_text(self.path / METRICS, "".join(lines))
+
+    def bad_step(self, stage: str, step: int) -> Path:
+        """The file about a step, counted from 1, whose loss or gradient was no number."""
+        return self.path / BAD_STEPS / f"{stage}_{step}.json"
+
+    def write_bad_step(self, stage: str, step: int, values: dict[str, Any]) -> None:
+        path = self.bad_step(stage, step)
+        path.parent.mkdir(exist_ok=True)
+        replace_text(path, json.dumps(values, indent=2) + "\n")
 
     def write_summary(self, values: dict[str, Any]) -> None:
         replace_text(self.path / SUMMARY, json.dumps(values, indent=2) + "\n")
@@ -224,13 +235,24 @@ def _read_config(path: Path) -> dict[str, Any]:
 def _check_same(saved: dict[str, Any], resolved: dict[str, Any], path: Path, allow_changed: Sequence[str]) -> None:
     old, new = flatten(saved), flatten(resolved)
     changed = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
-    changed = [key for key in changed if not _among(key, (*MAY_CHANGE, *allow_changed))]
+    changed = [key for key in changed if not _among(key, (*_may_change(old, new), *allow_changed))]
     if changed:
         shown = ", ".join(f"{key} (was {old.get(key)!r}, is {new.get(key)!r})" for key in changed[:5])
         raise ValueError(
             f"the run in {path} cannot be resumed with another configuration: {shown}. Give it the same, start a new "
             f"run without --resume, or say --allow-changed {' '.join(changed[:5])}"
         )
+
+
+def _may_change(*configurations: dict[str, Any]) -> tuple[str, ...]:
+    """What may differ between these flat configurations.
+
+    In memory an image that cannot be read is dropped, streamed another takes its place: where images are skipped, the
+    two train on different batches.
+    """
+    if all(values.get("data.on_corrupt", "error") == "error" for values in configurations):
+        return MAY_CHANGE
+    return tuple(name for name in MAY_CHANGE if name != IN_MEMORY)
 
 
 def _check_names(allow_changed: Sequence[str], resolved: dict[str, Any], resume: bool) -> None:

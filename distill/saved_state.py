@@ -9,9 +9,11 @@ from pickle import UnpicklingError  # only the error: nothing here unpickles
 from typing import Any
 
 from accelerate import Accelerator
+from torch.utils.data import Dataset
 
 from distill.checkpoints import Checkpoint, CheckpointError, Checkpoints
 from distill.config import TrainConfig
+from distill.data import ImageSet
 from distill.ema import WeightAverage
 from distill.meters import Progress
 from distill.processes import Agreement
@@ -20,15 +22,18 @@ from distill.runs import PROCESSES
 log = logging.getLogger(__name__)
 
 AVERAGE = "average.safetensors"
+SKIPPED = "skipped_images"
+"""In a process's progress: names of the training images that it could not read."""
 
 
 class SavedState:
     """Everything that a training would miss: Accelerate's state (network, optimizer, scheduler, scaler, random numbers
-    of each process), each process's progress, and the average of the weights.
+    of each process), each process's progress and what it has skipped, and the average of the weights.
 
     Args:
         optimizer, scheduler: prepared; nothing of the configuration is taken from a checkpoint.
         average: of the weights, or None.
+        images: what is trained on; skipped images are known of an `ImageSet`.
         allow_changed: what the user allows to differ (see `distill.runs.Saving`).
     """
 
@@ -41,12 +46,14 @@ class SavedState:
         scheduler: Any,
         average: WeightAverage | None,
         config: TrainConfig,
+        images: Dataset,
         allow_changed: tuple[str, ...] = (),
     ) -> None:
         self.checkpoints = checkpoints
         self._accelerator = accelerator
         self._agreement = agreement
         self._optimizer, self._scheduler, self._average = optimizer, scheduler, average
+        self._images = images if isinstance(images, ImageSet) else None
         self._allow_changed = allow_changed
         self._division = {
             "processes": accelerator.num_processes,
@@ -66,7 +73,8 @@ class SavedState:
 
         def write(path: Path) -> None:
             accelerator.save_state(str(path))
-            (path / f"progress_{accelerator.process_index}.json").write_text(json.dumps(progress.plain()))
+            values = progress.plain() | {SKIPPED: [] if self._images is None else list(self._images.skipped)}
+            (path / f"progress_{accelerator.process_index}.json").write_text(json.dumps(values))
             if self._average is not None and accelerator.is_main_process:
                 self._average.save(path / AVERAGE)
 
@@ -114,13 +122,13 @@ class SavedState:
                 "or weight decay from or to 0, cannot be continued: start a new run"
             ) from error
         first, own = (found.path / f"progress_{rank}.json" for rank in (0, accelerator.process_index))
-        of_first = Progress.of_plain(json.loads(first.read_text()))
+        of_first = Progress.of_plain(_progress_in(first)[0])
         # a process that was not there when it was written starts between two epochs, where nothing else counts
-        progress = Progress.of_plain(json.loads(own.read_text())) if own.exists() else Progress(found.epochs)
+        progress = Progress.of_plain(_progress_in(own)[0]) if own.exists() else Progress(found.epochs)
         progress.averaged = of_first.averaged
-        accelerator.step = (
-            progress.batches
-        )  # by which Accelerate knows where a step ends: its own was of another division
+        accelerator.step = progress.batches  # where a step ends: Accelerate's own may be of another division
+        if self._images is not None:
+            recall_skipped(found.path, self._images)
         self._scheduler.scheduler.last_epoch = (
             progress.epochs * steps_per_epoch + progress.batches // self._division["accumulate"]
         )
@@ -169,3 +177,15 @@ class SavedState:
             end.path,
         )
         return end
+
+
+def recall_skipped(checkpoint: Path, images: ImageSet) -> None:
+    """Leaves out the images that any process had skipped when a checkpoint was written."""
+    for path in sorted(checkpoint.glob("progress_*.json")):
+        images.leave_out(_progress_in(path)[1])
+
+
+def _progress_in(path: Path) -> tuple[dict[str, Any], list[str]]:
+    """A process's progress, in JSON types, and the images that it had skipped."""
+    values = json.loads(path.read_text())
+    return values, values.pop(SKIPPED, [])  # a checkpoint of an older version names none

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -87,8 +88,10 @@ def start(config: RunConfig, resume: bool, config_text: str, allow_changed: Sequ
         step_scheduler_with_optimizer=False,  # the loop counts optimizer steps itself
         project_dir=config.dir or "runs",
     )
-    level = logging.INFO if accelerator.is_main_process else logging.WARNING
-    logging.basicConfig(level=level, format="%(message)s", force=True)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
+    if not accelerator.is_main_process:  # what all have to say is said once; errors end a process, and are told then
+        logging.disable(logging.WARNING)
+        warnings.simplefilter("ignore")
     for library in ("timm", "accelerate"):
         logging.getLogger(library).setLevel(logging.WARNING)
     _set_threads(accelerator, config.threads)

@@ -13,12 +13,13 @@ from distill.backward import once
 from distill.batch_size import batch_that_fits
 from distill.checkpoints import Checkpoints
 from distill.config import TeacherConfig, TeacherTrainingConfig, TrainConfig
-from distill.data import Splits, eval_loader, load_data, prepare_loader, train_loader
+from distill.data import Splits, eval_loader, load_data, prepare_loader, skipped_images, train_loader
 from distill.evaluation import top1
 from distill.loop import fit, unwrap
 from distill.losses import cross_entropy
 from distill.mixing import Mixing
-from distill.report import versions
+from distill.report import versions, warn_of_skipped
+from distill.saved_state import recall_skipped
 from distill.session import Session
 from distill.students import probe_images
 from distill.teachers import build_teacher, teacher_preprocessing
@@ -48,13 +49,15 @@ def train_teacher(
     accelerator, path = session.accelerator, session.folder.path / "teacher"
     smoothing = config.label_smoothing
     set_seed(seed)
-    if resume and (path / WEIGHTS).exists():
+    checkpoints = Checkpoints(session.folder.checkpoints / "teacher") if resume else None
+    if checkpoints is not None and (path / WEIGHTS).exists():
+        if (last := checkpoints.newest(say=False)) is not None:
+            recall_skipped(last.path, data.train)
         return build_teacher(teacher_config, len(data.classes), weights=path).to(accelerator.device).eval()
     network = build_teacher(teacher_config, len(data.classes)).to(accelerator.device).train()
     if config.grad_checkpointing:
         checkpoint_blocks(network)
     backward = once(lambda logits, labels: {"total": cross_entropy(logits, labels, smoothing)})
-    checkpoints = Checkpoints(session.folder.checkpoints / "teacher") if resume else None
     images = probe_images(data, accelerator.device)
     config = batch_that_fits(accelerator, network, backward, images, config, checkpoints)
     result = fit(
@@ -106,9 +109,11 @@ def run(config: TeacherTrainingConfig, session: Session, resume: bool) -> dict:
     )
     loader = prepare_loader(accelerator, eval_loader(data.eval, config.train.batch_size, workers=config.data.workers))
     accuracy = top1(accelerator, loader, lambda images: {"teacher_top1": teacher(images)})
-    summary = {**accuracy, "classes": list(data.classes), "versions": versions()}
+    skipped = list(skipped_images(accelerator, data.train, data.eval))
+    summary = {**accuracy, "classes": list(data.classes), "skipped_images": skipped, "versions": versions()}
     if accelerator.is_main_process:
         session.folder.write_summary(summary)
+        warn_of_skipped(skipped)
         log.info("teacher top-1: %.2f %%; weights in %s", summary["teacher_top1"], session.folder.path / "teacher")
     accelerator.end_training()
     return summary

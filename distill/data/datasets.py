@@ -12,6 +12,7 @@ from torch import Tensor
 from distill.data.config import DataConfig, Preprocessing
 from distill.data.digits import CLASSES, load_digits, rank_in_class
 from distill.data.event_config import is_events
+from distill.data.everywhere import check_same_images, from_all
 from distill.data.faults import Unreadable, find_unreadable
 from distill.data.files import DecodedOnRead, FileSplit, UnreadableImage
 from distill.data.image_set import ImageSet
@@ -42,7 +43,16 @@ def load_data(config: DataConfig, preprocessing: Preprocessing, seed: int = 0, t
         seed: of the augmentation, from 0 up; which images are held out does not depend on it.
         timesteps: T, of event data the frames of a recording, items (T, C, H, W) and batches (T, B, C, H, W); None: the
             sum over all frames, an image, as an analogue network sees it. Images are the same for every T.
+
+    Raises:
+        ValueError: if there is nothing to read, or processes of one run have found different images.
     """
+    splits = _opened(config, preprocessing, seed, timesteps)
+    check_same_images(splits.train, splits.eval)
+    return splits
+
+
+def _opened(config: DataConfig, preprocessing: Preprocessing, seed: int, timesteps: int | None) -> Splits:
     if is_events(config):
         from distill.data.events import load_events  # which is built on this file
 
@@ -104,7 +114,8 @@ def _load_files(
     skip = config.on_corrupt == "skip"
     in_memory = config.in_memory
     if in_memory is None:
-        in_memory = sum(estimated_bytes(f, transform, len(mode), skip) for f, transform in sets) <= MEMORY_BYTES
+        needed = sum(estimated_bytes(f, transform, len(mode), skip) for f, transform in sets)
+        in_memory = from_all(needed <= MEMORY_BYTES)[0]  # headers that one process alone cannot read decide nothing
 
     def image_set(files: FileSplit, transform: Transform[Any]) -> ImageSet:
         record = None
@@ -118,7 +129,11 @@ def _load_files(
             images = _collect(images, transform.stored_shape, record)
             files = files if record is None else files.part(record.kept())
         substitute = skip and not in_memory and transform is train
-        return ImageSet(images, files.labels, transform, seed, in_memory, unreadable=record, substitute=substitute)
+        # text alone, where the files hold pixels that are not needed any more
+        names: Any = list(map(str, files.files)) if in_memory else files.files
+        return ImageSet(
+            images, files.labels, transform, seed, in_memory, unreadable=record, substitute=substitute, names=names
+        )
 
     train_set, eval_set = (image_set(files, transform) for files, transform in sets)
     return Splits(train_set, eval_set, train_files.classes)

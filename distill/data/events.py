@@ -86,7 +86,9 @@ def load_events(config: DataConfig, preprocessing: Preprocessing, seed: int, tim
     def image_set(part: _Part, transform: EventTransform) -> ImageSet:
         images: Any = list(part.counts) if in_memory else part.counts
         # a set asks its transform for `finish` alone
-        return ImageSet(images, part.labels, cast(Transform[Any], transform), seed, in_memory, collate)
+        return ImageSet(
+            images, part.labels, cast(Transform[Any], transform), seed, in_memory, collate, names=part.counts.paths
+        )
 
     return Splits(image_set(train, transforms[0]), image_set(held_out, transforms[1]), classes)
 

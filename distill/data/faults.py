@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -15,6 +15,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
+from distill.data.everywhere import from_all, place
 from distill.data.files import StoredImage, UnreadableImage
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ class Unreadable:
     def __contains__(self, index: int) -> bool:
         return bool(self._marks[index])
 
-    def add(self, index: int, error: UnreadableImage) -> None:
+    def add(self, index: int, error: UnreadableImage | str) -> None:
         """Leaves out an image for the rest of the run; says so once."""
         if index not in self:
             self._marks[index] = 1
@@ -56,6 +57,12 @@ class Unreadable:
             raise ValueError(f"none of the {len(self._files)} images can be read, the first is {self._files[0]}")
         return kept
 
+    def recall(self, names: Collection[str]) -> None:
+        """Leaves out, without a word, what was left out before an interruption; names of other images are none here."""
+        wanted = set(names)
+        if wanted:
+            self._marks[[index for index, file in enumerate(self._files) if str(file) in wanted]] = 1
+
     @property
     def names(self) -> tuple[str, ...]:
         """The images that were left out so far, in the order of the split."""
@@ -63,18 +70,21 @@ class Unreadable:
 
 
 def find_unreadable(files: Sequence[StoredImage], mode: str) -> Unreadable:
-    """Decodes every image once: a header says nothing about a truncated file."""
-    found = Unreadable(files)
+    """Decodes every image once, each on one of the processes: a header says nothing about a truncated file."""
+    found, (rank, processes) = Unreadable(files), place()
 
-    def check(index: int) -> None:
+    def check(index: int) -> UnreadableImage | None:
         try:
             files[index].open(mode)
         except UnreadableImage as error:
-            found.add(index, error)
+            return error
+        return None
 
+    own = range(rank, len(files), processes)
     with ThreadPoolExecutor(READERS) as pool:
-        for _ in pool.map(check, range(len(files))):
-            pass
+        errors = {index: str(error) for index, error in zip(own, pool.map(check, own), strict=True) if error}
+    for index, text in sorted(item for of_process in from_all(errors) for item in of_process.items()):
+        found.add(index, text)
     return found
 
 

@@ -12,6 +12,7 @@ import io
 import os
 import tarfile
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,7 +60,30 @@ class ArrayImage(NamedTuple):
         return self.values.shape[0] * self.values.shape[1]
 
 
-class ImageFile(NamedTuple):
+class EncodedImage(ABC):
+    """A stored image that Pillow decodes; a subclass finds its bytes and gives it a `str`."""
+
+    __slots__ = ()
+
+    @abstractmethod
+    def undecoded(self) -> Image.Image:
+        """The image as Pillow opens it: its header is read, its pixels are not."""
+
+    def open(self, mode: str) -> Image.Image:
+        """The image in PIL's `mode`, decoded; an image that cannot be decoded is an error."""
+        return decoded(self.undecoded, mode, self)
+
+    def pixels(self) -> int:
+        """Height x width, from the image's header only."""
+        try:
+            image = self.undecoded()
+        except Exception as error:
+            raise unreadable(self, error) from error
+        return image.width * image.height
+
+
+@dataclass(frozen=True, slots=True)
+class ImageFile(EncodedImage):
     """Where one image's bytes lie."""
 
     name: str
@@ -74,19 +98,7 @@ class ImageFile(NamedTuple):
     def __str__(self) -> str:
         return self.path if self.size is None else f"{self.name} in {self.path}"
 
-    def open(self, mode: str) -> Image.Image:
-        """The image in PIL's `mode`, decoded; an image that cannot be decoded is an error."""
-        return decoded(self._undecoded, mode, self)
-
-    def pixels(self) -> int:
-        """Height x width, from the image's header only."""
-        try:
-            image = self._undecoded()
-        except Exception as error:
-            raise unreadable(self, error) from error
-        return image.width * image.height
-
-    def _undecoded(self) -> Image.Image:
+    def undecoded(self) -> Image.Image:
         with open(self.path, "rb") as file:  # opened anew each time: workers never share a file position
             file.seek(self.offset)
             data = file.read(self.size if self.size is not None else -1)

@@ -4,16 +4,18 @@ timm's reader of these wants the names of the image and label columns; here the 
 """
 
 import io
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from distill.data.files import EVAL_SPLITS, FileSplit, decoded, unreadable
+from distill.data.files import EVAL_SPLITS, EncodedImage, FileSplit
 
 
-class HubImage(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class HubImage(EncodedImage):
     """One row of a table, whose image is encoded in it or in a file."""
 
     table: Any
@@ -23,19 +25,7 @@ class HubImage(NamedTuple):
     def __str__(self) -> str:
         return f"in row {self.row} of {self.table.info.dataset_name or 'the data set'}"
 
-    def open(self, mode: str) -> Image.Image:
-        """The image in PIL's `mode`, decoded."""
-        return decoded(self._undecoded, mode, self)
-
-    def pixels(self) -> int:
-        """Height x width, from the image's header only."""
-        try:
-            image = self._undecoded()
-        except Exception as error:
-            raise unreadable(self, error) from error
-        return image.width * image.height
-
-    def _undecoded(self) -> Image.Image:
+    def undecoded(self) -> Image.Image:
         (stored,) = self.table[self.row].values()
         return Image.open(io.BytesIO(stored["bytes"] if stored["bytes"] else Path(stored["path"]).read_bytes()))
 

@@ -1,6 +1,6 @@
 """Images and labels as a map-style dataset, whose items depend on (seed, epoch, index) alone."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -48,6 +48,7 @@ class ImageSet(Dataset[tuple[Tensor, int]]):
         unreadable: the images of the split that could not be read; None: an image that cannot be read is an error.
         substitute: whether `unreadable` numbers these images, and grows: in the place of one that cannot be read stands
             the next that can, with its label, whatever the process, worker or epoch.
+        names: of each image, something whose `str` says where it lies; None where nothing does.
     """
 
     def __init__(
@@ -60,13 +61,14 @@ class ImageSet(Dataset[tuple[Tensor, int]]):
         collate: Callable[[Sequence[tuple[Tensor, int]]], tuple[Tensor, Tensor]] | None = None,
         unreadable: Unreadable | None = None,
         substitute: bool = False,
+        names: Sequence[object] | None = None,
     ):
         assert len(images) == len(labels)
         self._images, self._labels, self._transform = images, labels, transform
         self._seed = check_seed(seed)
         self.in_memory = in_memory
         self.collate = partial(_collated, collate or default_collate)
-        self._unreadable, self._substitute = unreadable, substitute
+        self._unreadable, self._substitute, self._names = unreadable, substitute, names
 
     @property
     def labels(self) -> np.ndarray:
@@ -99,18 +101,42 @@ class ImageSet(Dataset[tuple[Tensor, int]]):
         """Names of the images that were left out so far because they could not be read, by this process's loaders."""
         return () if self._unreadable is None else self._unreadable.names
 
+    def names_of(self, indices: Sequence[int]) -> list[str]:
+        """Where the images of some items lie: of those that stood in for them, where they could not be read.
+
+        Returns:
+            as many names; none where the images have no names.
+        """
+        if self._names is None:
+            return []
+        if self._unreadable is not None and self._substitute:
+            indices = [next(self._readable_from(index), index) for index in indices]
+        return [str(self._names[index]) for index in indices]
+
+    def leave_out(self, names: Collection[str]) -> None:
+        """Has images that an interrupted run could not read left out, and reported, again.
+
+        Only where others take their places: what is in memory, or held out, was looked at anew when it was loaded.
+        """
+        if self._unreadable is not None and self._substitute:
+            self._unreadable.recall(names)
+
     def _read(self, index: int) -> tuple[Any, int]:
         """An image as it is stored, and its index; of the next that can be read, where that is wanted."""
         if self._unreadable is None or not self._substitute:
             return self._images[index], index
-        for other in chain(range(index, len(self)), range(index)):
-            if other not in self._unreadable:
-                try:
-                    return self._images[other], other
-                except UnreadableImage as error:
-                    self._unreadable.add(other, error)
+        for other in self._readable_from(index):
+            try:
+                return self._images[other], other
+            except UnreadableImage as error:
+                self._unreadable.add(other, error)
         self._unreadable.kept()  # which says that nothing is left
         raise AssertionError
+
+    def _readable_from(self, index: int) -> Iterator[int]:
+        """This image, then those that may stand in its place, without those known to be unreadable."""
+        assert self._unreadable is not None
+        return (i for i in chain(range(index, len(self)), range(index)) if i not in self._unreadable)
 
     def _sample(self, key: int | tuple[int, int]) -> SampleKey:
         epoch, index = key if isinstance(key, tuple) else (0, key)

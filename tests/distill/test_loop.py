@@ -312,6 +312,16 @@ def test_a_loss_that_stays_no_number_names_its_parts_and_images_and_leaves_a_che
     assert [line["epoch"] for line in metrics_of(tmp_path)] == [1]
 
 
+def test_all_images_of_a_bad_step_are_kept_in_a_file_that_is_named(tmp_path):
+    with pytest.raises(NonFiniteLossError) as e:
+        train(tmp_path, config_of(batch_size=40, accumulate=2, max_skipped_steps=0), losses=BadSteps(3), images=160)
+    path = tmp_path / "bad_steps" / "student_2.json"
+    assert f"{[*range(80, 144)]} ... ({path} has all 80" in str(e.value)  # 64 are shown
+    found = json.loads(path.read_text())
+    assert (found["stage"], found["epoch"], found["step"], len(found["processes"])) == ("student", 1, 2, 1)
+    assert found["processes"][0]["images"] == [*range(80, 160)] and "total nan" in found["processes"][0]["loss"]
+
+
 def test_a_bad_step_is_skipped_with_all_that_it_did(tmp_path, caplog):
     caplog.set_level(logging.INFO)
 

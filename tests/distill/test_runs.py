@@ -151,6 +151,22 @@ def test_what_changes_no_number_may_differ_when_a_run_is_resumed():
     assert resume(config=other).name == "mine"
 
 
+@pytest.mark.parametrize(
+    ("before", "now"), [("error", "error"), ("skip", "skip"), ("error", "skip"), ("skip", "error")]
+)
+def test_where_images_lie_may_differ_only_where_none_is_skipped(before, now):
+    path = opened()
+    (path / CONFIG).write_text(yaml.safe_dump(changed(data__in_memory=True, data__on_corrupt=before)))
+    other = changed(data__in_memory=False, data__on_corrupt=now)
+    if before == now == "error":
+        assert resume(config=other).name == "mine"
+        return
+    with pytest.raises(ValueError, match=r"data\.in_memory \(was True, is False\)"):
+        resume(config=other)
+    allowed = ["data.in_memory", "data.on_corrupt"]
+    assert open_run(RunConfig(dir="mine"), True, other, allowed).path.name == "mine"
+
+
 @pytest.mark.parametrize(("text", "message"), [("a: [", "is not YAML"), ("text", "holds no configuration")])
 def test_a_configuration_that_cannot_be_read_is_named(text, message):
     (opened() / CONFIG).write_text(text)

@@ -1,12 +1,15 @@
 """The analogue teacher: trained, kept, loaded again, and resumed."""
 
+import dataclasses
 import json
+from pathlib import Path
 
 import pytest
 import torch
-from toy_runs import TEACHER, equal, metrics_of, start, tiny, weights_of
+from PIL import Image
+from toy_runs import TEACHER, equal, metrics_of, start, timeless, tiny, weights_of
 
-from distill import RunConfig, TeacherConfig, TrainConfig
+from distill import DataConfig, RunConfig, TeacherConfig, TrainConfig
 from distill.config import TeacherTrainingConfig
 from distill.runs import RunFolder
 from distill.teacher_training import run
@@ -84,3 +87,50 @@ def test_an_interrupted_training_ends_where_an_uninterrupted_one_does(finished, 
     assert train(config, resume=True)["teacher_top1"] == summary["teacher_top1"]
     assert equal(weights_of(tmp_path / "r", "teacher"), weights_of(folder, "teacher"))
     assert [line["epoch"] for line in metrics_of(tmp_path / "r")] == [1, 2]
+
+
+BROKEN = ("train/a/5.png", "train/b/3.png", "train/b/5.png", "val/b/1.png")
+
+
+@pytest.fixture(scope="module")
+def with_broken_images(tmp_path_factory):
+    """A configuration, but for its folder, of six images of each of two classes, of which some are no images."""
+    folder = tmp_path_factory.mktemp("photos")
+    generator = torch.Generator().manual_seed(0)
+    for split in ("train", "val"):
+        for label in ("a", "b"):
+            (folder / split / label).mkdir(parents=True)
+            for number in range(6):
+                pixels = torch.randint(0, 256, (8, 8), dtype=torch.uint8, generator=generator)
+                Image.fromarray(pixels.numpy()).save(folder / split / label / f"{number}.png")
+    for name in BROKEN:
+        (folder / name).write_bytes(b"")
+    data = DataConfig(name="folder", root=str(folder), on_corrupt="skip", in_memory=False, workers=0)
+    return lambda run: dataclasses.replace(
+        config_of(run, batch_size=4),
+        run=RunConfig(dir=str(run), trackers=[], compile=False, threads=1, save_every="1 steps"),
+        data=data,
+    )
+
+
+def test_skipped_images_are_in_the_summary_after_an_interruption_too(with_broken_images, tmp_path, monkeypatch, capsys):
+    whole = train(with_broken_images(tmp_path / "whole"))
+    assert ["/".join(Path(name).parts[-3:]) for name in whole["skipped_images"]] == [*BROKEN]
+    assert json.loads((tmp_path / "whole" / "summary.json").read_text()) == whole
+    assert "4 images could not be read and were left out" in capsys.readouterr().err
+    append = RunFolder.append_metrics
+
+    def stop(self, values):
+        if values["epoch"] == 2:  # every batch was trained on: the rest of the run meets none of the broken images
+            raise KeyboardInterrupt
+        append(self, values)
+
+    config = with_broken_images(tmp_path / "cut")
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(RunFolder, "append_metrics", stop)
+        train(config)
+    assert train(config, resume=True) == whole
+    assert timeless(tmp_path / "cut") == timeless(tmp_path / "whole")
+    assert equal(weights_of(tmp_path / "cut", "teacher"), weights_of(tmp_path / "whole", "teacher"))
+    (tmp_path / "cut" / "summary.json").unlink()  # and where the teacher is finished, but what follows it is not
+    assert train(config, resume=True) == whole

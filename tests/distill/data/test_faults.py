@@ -73,6 +73,20 @@ def test_a_broken_image_gives_its_place_to_the_next_that_can_be_read(root, worke
     assert values(loaders[0]) == values(loaders[1])
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_item_has_the_name_of_the_image_that_was_read_in_its_place(root, workers):
+    train = load(root, in_memory=False).train
+    assert names(train.names_of([1, 0])) == ["01.png", "00.png"]
+    list(eval_loader(train, 4, workers=workers))
+    assert names(train.names_of(range(12))) == [f"{ {1: 3, 2: 3, 11: 0}.get(i, i):02}.png" for i in range(12)]
+
+
+def test_images_in_memory_keep_their_names(root):
+    train = load(root, in_memory=True).train
+    assert names(train.names_of(range(9))) == [f"{i:02}.png" for i in (0, 3, 4, 5, 6, 7, 8, 9, 10)]
+    assert load_data(DataConfig(name="synthetic"), PRE).train.names_of([0]) == []
+
+
 def test_single_items_and_augmented_ones_are_replaced_too(root):
     plain = load(root, in_memory=False).train
     assert (round(float(plain[2][0].mean())), plain[2][1]) == (30, 0)
