@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from distill.export.extras import versions_of
 from distill.export.job import Check, Job
 
 EXACT = 1e-9
@@ -34,8 +35,14 @@ class Part:
     figures: dict[str, Any]
 
 
-def check_of(*parts: Part) -> Check:
-    figures = {name: value for part in parts for name, value in part.figures.items()}
+def check_of(*parts: Part, packages: Sequence[str] = ()) -> Check:
+    """
+    Args:
+        packages: of the format alone, whose versions belong to the check.
+    """
+    figures: dict[str, Any] = {name: value for part in parts for name, value in part.figures.items()}
+    if packages:
+        figures["packages"] = versions_of(*packages)
     return Check(all(part.passed for part in parts), "; ".join(part.line for part in parts), figures)
 
 

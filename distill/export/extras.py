@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from importlib.metadata import version
 
 
 def need(*packages: str, extra: str) -> None:
@@ -16,7 +17,9 @@ def need(*packages: str, extra: str) -> None:
     """
     missing = [name for name in packages if not _is_there(name)]
     if missing:
-        raise ValueError(f"format {extra} needs {' and '.join(missing)}: pip install 'spikeswap[{extra}]' (or .[{extra}])")
+        raise ValueError(
+            f"format {extra} needs {' and '.join(missing)}: pip install 'spikeswap[{extra}]' (or .[{extra}])"
+        )
 
 
 def _is_there(name: str) -> bool:
@@ -25,3 +28,7 @@ def _is_there(name: str) -> bool:
     except ImportError:
         return False
     return True
+
+
+def versions_of(*packages: str) -> dict[str, str]:
+    return {name: version(name) for name in packages}

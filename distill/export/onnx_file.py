@@ -15,6 +15,7 @@ from distill.export.sources import spiking_network
 from distill.export.torch_program import unrolled_network
 
 FILE = "network.onnx"
+PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 INPUT, OUTPUT = "images", "logits"
 
 
@@ -25,7 +26,7 @@ def export(job: Job) -> Check:
         ValueError: for a network that is not a spiking one up to its logits, or a package that is missing.
         UnsupportedOperationError: for a network that has no plain form.
     """
-    need("onnx", "onnxscript", "onnxruntime", extra="onnx")
+    need(*PACKAGES, extra="onnx")
     network = spiking_network(job)
     unrolled, example, shapes = unrolled_network(job, network)
     with warnings.catch_warnings():
@@ -41,7 +42,7 @@ def export(job: Job) -> Check:
             external_data=False,
             verbose=False,
         )
-    return check_of(close(job, load(job.folder), "onnxruntime"))
+    return check_of(close(job, load(job.folder), "onnxruntime"), packages=PACKAGES)
 
 
 def load(folder: Path) -> Logits:
