@@ -1,4 +1,4 @@
-"""Writes what a run has left in a form that others read: python scripts/export.py --model runs/NAME/student --out DIR"""
+"""Writes what a run has left as others read it: python scripts/export.py --model runs/NAME/student --out DIR"""
 
 import sys
 from pathlib import Path

@@ -29,7 +29,7 @@ def fold(graph: fx.GraphModule, dtype: torch.dtype) -> None:
 
 
 def _fold_norm(graph: fx.GraphModule, node: fx.Node) -> None:
-    norm: ChannelAffine = getattr(graph, node.target)  # type: ignore[arg-type]
+    norm: Any = getattr(graph, node.target)  # type: ignore[arg-type]
     (source,) = node.all_input_nodes
     layer: Any = getattr(graph, source.target) if source.op == "call_module" else None  # type: ignore[arg-type]
     channels_first = not isinstance(layer, nn.Linear) or len(node.meta["shape"]) == 1
@@ -48,7 +48,7 @@ def _scale_output(layer: Any, scale: Tensor, shift: Tensor) -> None:
     layer.weight, layer.bias = (nn.Parameter(value, requires_grad=False) for value in (weight, bias))
 
 
-def _make_explicit(graph: fx.GraphModule, node: fx.Node, norm: ChannelAffine) -> None:
+def _make_explicit(graph: fx.GraphModule, node: fx.Node, norm: Any) -> None:
     """A norm with no layer in front of it: a depthwise 1x1 convolution, or of vectors a product and a sum."""
     channels, axes = len(norm.scale), len(node.meta["shape"]) - 1
     if axes > 0:

@@ -13,8 +13,8 @@ def square_kernel(conv: nn.Conv2d, around: tuple[int, int, int, int]) -> tuple[T
     """The weight of a convolution without groups, its kernel with zeros around it until it is square and its padding
     the same on both sides.
 
-    A kernel that begins with f zeros and a padding that is f larger on both sides give the same numbers, as many of them
-    as before if the kernel ends in f zeros, too, or if there was that much less padding there.
+    A kernel that begins with f zeros and a padding that is f larger on both sides give the same numbers, as many as
+    before if the kernel ends in f zeros, too, or if there was that much less padding there.
 
     Args:
         around: padding on the (left, right, top, bottom).

@@ -79,8 +79,8 @@ def _ints(value: Any) -> list[int]:
 
 def _stateless(node: Any, p: dict[str, Tensor], x: Tensor) -> Tensor:
     if isinstance(node, nir.Conv2d):
-        geometry = [_ints(getattr(node, name)) for name in ("stride", "padding", "dilation")]
-        return F.conv2d(x, p["weight"], p["bias"], *geometry, int(node.groups))  # type: ignore[arg-type]
+        stride, padding, dilation = (_ints(getattr(node, name)) for name in ("stride", "padding", "dilation"))
+        return F.conv2d(x, p["weight"], p["bias"], stride, padding, dilation, int(node.groups))
     if isinstance(node, nir.Affine):
         return x @ p["weight"].T + p["bias"]
     if isinstance(node, nir.Linear):

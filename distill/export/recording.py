@@ -102,7 +102,8 @@ class Recorder:
         if func in _LAYERS:
             return self.module(*_LAYERS[func](*args, **kwargs), result)  # type: ignore[call-arg]
         name = func.__name__
-        if func in _NOTHING or name in ("to", "float", "double", "half", "bfloat16") and result.dtype == args[0].dtype:
+        same_type = name in _TYPES and result.dtype == args[0].dtype
+        if func in _NOTHING or same_type:
             return self.noted(result, args[0].node)
         if name in ("reshape", "view", "expand", "expand_as"):
             sizes = (-1, *result.shape[1:])
@@ -204,6 +205,7 @@ _convolution(F.conv1d, nn.Conv1d)
 _convolution(F.conv2d, nn.Conv2d)
 _convolution(F.conv3d, nn.Conv3d)
 
+_TYPES = ("to", "float", "double", "half", "bfloat16")
 _NOTHING = (
     *(Tensor.contiguous, torch.clone, Tensor.clone),
     *(F.dropout, F.dropout1d, F.dropout2d, F.dropout3d),  # in evaluation mode

@@ -39,10 +39,7 @@ def samples_for(config: ExportConfig, network: SpikingNetwork | Hybrid) -> Tenso
         ValueError: if the network's folder does not say how images are made, or the data has other classes.
     """
     frames = takes_frames(config, network)
-    if config.check_images == "random":
-        samples = _noise(config, network)
-    else:
-        samples = _images(config, network)
+    samples = _noise(config, network) if config.check_images == "random" else _images(config, network)
     if samples.ndim == 5 or not frames:
         return samples
     if isinstance(network, SpikingNetwork) and network.input_encoder is not None:

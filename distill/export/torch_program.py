@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from distill.export.agreement import check_of, close, dtype_of, exact, in_float64
 from distill.export.job import Check, Job
-from distill.export.plain import Unrolled, plain_network
+from distill.export.plain import plain_network
 from distill.export.sources import spiking_network
+from distill.export.unrolled import Unrolled
 from models import SpikingNetwork
 
 PROGRAM = "network.pt2"
