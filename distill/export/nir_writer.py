@@ -141,25 +141,27 @@ class Writer:
     # -- sums and products ------------------------------------------------------------------------
 
     def _on_add(self, node, x, other, alpha=1):
-        if alpha != 1:
-            raise self._refusal(node, f"a sum with alpha={alpha}")
-        if not self._is_signal(x):
-            x, other = other, x
-        if self._is_signal(other):
-            if tuple(x.meta["shape"]) != tuple(other.meta["shape"]):
-                raise self._refusal(node, "a sum of two shapes")
-            self.sources[node] = [*self.sources[x], *self.sources[other]]
-            return
-        shift = self._constant(other, node)
-        self._per_channel(node, x, torch.ones_like(shift), shift)
+        self._sum(node, x, 1.0, other, float(alpha))
 
     def _on_sub(self, node, x, other, alpha=1):
-        if alpha != 1 or not (self._is_signal(x) and self._is_signal(other)):
-            raise self._refusal(node, "a difference with a constant")
-        if tuple(x.meta["shape"]) != tuple(other.meta["shape"]):
-            raise self._refusal(node, "a difference of two shapes")
-        negative = self._scaled(f"{node.name}_minus", other, torch.tensor(-1.0))
-        self.sources[node] = [*self.sources[x], negative]
+        self._sum(node, x, 1.0, other, -float(alpha))
+
+    def _sum(self, node: fx.Node, x: Any, a: float, y: Any, b: float) -> None:
+        """a x + b y of two signals, or of one and a constant."""
+        if not self._is_signal(x):
+            x, a, y, b = y, b, x, a
+        if not self._is_signal(y):
+            shift = b * self._constant(y, node)
+            self._per_channel(node, x, torch.full_like(shift, a), shift)
+            return
+        if tuple(x.meta["shape"]) != tuple(y.meta["shape"]):
+            raise self._refusal(node, f"a sum of shapes {tuple(x.meta['shape'])} and {tuple(y.meta['shape'])}")
+        self.sources[node] = []
+        for name, signal, factor in (("left", x, a), ("right", y, b)):
+            if factor == 1:
+                self.sources[node] += self.sources[signal]
+            else:
+                self.sources[node].append(self._scaled(f"{node.name}_{name}", signal, torch.tensor(factor)))
 
     def _on_mul(self, node, x, other):
         if not self._is_signal(x):

@@ -115,7 +115,7 @@ class Recorder:
         plain_args, plain_kwargs = fx.node.map_aggregate((args, kwargs), self._plain)  # type: ignore[misc]
         in_place = name in _IN_PLACE
         name = _IN_PLACE.get(name, name)
-        if name in _OPERATORS:
+        if name in _OPERATORS and not plain_kwargs and len(plain_args) <= 2:
             function, backwards = _OPERATORS[name]
             node = self.graph.call_function(function, plain_args[::-1] if backwards else plain_args)
         elif getattr(Tensor, name, None) is func or in_place:
@@ -211,8 +211,12 @@ _NOTHING = (
     *(F.dropout, F.dropout1d, F.dropout2d, F.dropout3d),  # in evaluation mode
 )
 _BINARY = {"add": operator.add, "sub": operator.sub, "mul": operator.mul, "truediv": operator.truediv}
+_NAMES = {"add": "add", "sub": "sub", "mul": "mul", "div": "truediv", "true_divide": "truediv"}
 _OPERATORS: dict[str, tuple[Callable, bool]] = {
+    "neg": (operator.neg, False),
     "__neg__": (operator.neg, False),
+    "rsub": (operator.sub, True),
+    **{name: (_BINARY[own], False) for name, own in _NAMES.items()},
     "__getitem__": (operator.getitem, False),
     **{f"__{name}__": (function, False) for name, function in _BINARY.items()},
     **{f"__r{name}__": (function, True) for name, function in _BINARY.items()},
