@@ -56,7 +56,7 @@ def test_a_folder_with_files_is_left_alone(student, tmp_path):
     out = tmp_path / "out"
     out.mkdir()
     (out / "thesis.tex").write_text("years of work")
-    with pytest.raises(ValueError, match="out must be a new or empty folder, found .*--overwrite true"):
+    with pytest.raises(ValueError, match=r"out must be a new or empty folder, found .*--overwrite true"):
         running.run(config(student, out))
     with pytest.raises(
         ValueError, match=r"overwrite replaces what an earlier export has left, found none in .*check.json"
@@ -125,7 +125,7 @@ def test_data_of_other_classes_is_refused(student, tmp_path):
 
 def test_a_network_that_does_not_know_its_images_is_refused(tmp_path):
     save_snn(small_network(), tmp_path / "student")
-    with pytest.raises(ValueError, match="extra.input_size is missing"):
+    with pytest.raises(ValueError, match=r"extra\.input_size is missing"):
         running.run(config(tmp_path / "student", tmp_path / "out"))
 
 
