@@ -1,0 +1,100 @@
+"""The job of scripts/export.py: load, write, check, and leave nothing where the check fails."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from distill.export import FORMATS
+from distill.export.agreement import dtype_of
+from distill.export.config import ExportConfig
+from distill.export.job import Check, Job
+from distill.export.samples import samples_for
+from distill.hybrid_network import Hybrid
+from distill.report import versions
+from distill.saved_evaluation import load_network
+from models import SpikingNetwork
+from models.io import replace_text
+
+log = logging.getLogger(__name__)
+
+CHECK, NETWORK = "check.json", "network.json"
+
+
+class CheckError(ValueError):
+    """What was written does not give the network's logits; it was removed."""
+
+
+def run(config: ExportConfig) -> dict[str, Any]:
+    """
+    Returns:
+        what check.json holds.
+
+    Raises:
+        FileNotFoundError: if the folder holds no network.
+        ValueError: for a folder that is taken, a network that the format cannot hold, or a package that is missing.
+        UnsupportedOperationError: names the operation and the module that has no plain form.
+        CheckError: with the figures, if the check fails.
+    """
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", force=True)
+    logging.getLogger("distill").setLevel(logging.INFO)
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    out = Path(config.out)
+    _check_folder(out, config.overwrite)
+    network = load_network(config.model)
+    if config.timesteps is not None:
+        network.timesteps = config.timesteps
+    if dtype_of(network) not in (torch.float32, torch.float64):
+        network.float()
+    samples = samples_for(config, network)
+    folder = out.absolute().with_name(f".{out.absolute().name}.{os.getpid()}")
+    folder.mkdir(parents=True)
+    try:
+        check = FORMATS[config.format](Job(network, samples, folder, config))
+        if not check.passed:
+            raise CheckError(f"the check of format {config.format} failed, nothing is left of it: {check.line}")
+        result = _write_records(folder, config, network, samples.ndim == 5, check)
+        if out.exists():
+            shutil.rmtree(out)
+        folder.rename(out)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    log.info("check passed: %s", check.line)
+    log.info("format %s, T = %s, is in %s", config.format, network.timesteps, out)
+    return result
+
+
+def _check_folder(out: Path, overwrite: bool) -> None:
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
+    if not overwrite:
+        raise ValueError(f"out must be a new or empty folder, found {out}: use --overwrite true to replace an export")
+    if not (out / CHECK).is_file():
+        raise ValueError(f"overwrite replaces what an earlier export has left, found none in {out}: {CHECK} is missing")
+
+
+def _write_records(
+    folder: Path, config: ExportConfig, network: SpikingNetwork | Hybrid, frames: bool, check: Check
+) -> dict[str, Any]:
+    """check.json, and network.json where the format has no place of its own for how images are made."""
+    result = {
+        "format": config.format,
+        "model": config.model,
+        "timesteps": network.timesteps,
+        "passed": check.passed,
+        "check": check.line,
+        **check.figures,
+        "versions": versions(),
+    }
+    replace_text(folder / CHECK, json.dumps(result, indent=2) + "\n")
+    if config.format != "snn":
+        about = {"timesteps": network.timesteps, "input": "frames" if frames else "images"}
+        replace_text(folder / NETWORK, json.dumps(about | network.spec.get("extra", {}), indent=2) + "\n")
+    return result

@@ -1,0 +1,89 @@
+"""The images of a check: of a data set, or noise where none is at hand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from distill.data import Preprocessing, eval_loader, load_data
+from distill.data.event_config import is_events
+from distill.export.config import ExportConfig
+from distill.hybrid_network import Hybrid
+from models import SpikingNetwork
+from models.io import CONFIG
+
+BATCH = 100
+
+
+def takes_frames(config: ExportConfig, network: SpikingNetwork | Hybrid) -> bool:
+    """Whether what is written takes a frame for each step.
+
+    Raises:
+        ValueError: if event data is to be taken as images.
+    """
+    events = is_events(config.data) and config.check_images == "data"
+    if events and config.input == "images":
+        raise ValueError(f"input must be frames with data.name={config.data.name}, found images")
+    encoder = isinstance(network, SpikingNetwork) and network.input_encoder is not None
+    return config.input == "frames" or (config.input is None and (events or encoder))
+
+
+def samples_for(config: ExportConfig, network: SpikingNetwork | Hybrid) -> Tensor:
+    """Images (N, C, H, W), normalised as the network expects, or frames (T, N, C, H, W) where `takes_frames`.
+
+    Held-out images come first, then training images where `config.samples` asks for more.
+
+    Raises:
+        ValueError: if the network's folder does not say how images are made, or the data has other classes.
+    """
+    frames = takes_frames(config, network)
+    samples = _noise(config, network) if config.check_images == "random" else _images(config, network)
+    if samples.ndim == 5 or not frames:
+        return samples
+    if isinstance(network, SpikingNetwork) and network.input_encoder is not None:
+        return network.input_encoder(samples, network.timesteps)
+    return samples.repeat(network.timesteps, 1, 1, 1, 1)
+
+
+def _noise(config: ExportConfig, network: SpikingNetwork | Hybrid) -> Tensor:
+    pre = _preprocessing(config, network)
+    mean, std = (torch.tensor(values)[:, None, None] for values in (pre.mean, pre.std))
+    values = torch.rand(config.samples, *pre.input_size, generator=torch.Generator().manual_seed(0))
+    return (values - mean) / std
+
+
+def _images(config: ExportConfig, network: SpikingNetwork | Hybrid) -> Tensor:
+    events = is_events(config.data)
+    data = load_data(config.data, _preprocessing(config, network), timesteps=network.timesteps)
+    known = network.spec["extra"].get("classes")
+    if known is not None and list(known) != list(data.classes):
+        raise ValueError(
+            f"data.name={config.data.name} has {len(data.classes)} classes, the network in {config.model} knows "
+            f"{len(known)} or others: name the run's data (--data.name, --data.root), or use --check_images random"
+        )
+    batches: list[Tensor] = []
+    wanted = config.samples
+    for part in (data.eval, data.train):
+        for images, _ in eval_loader(part, BATCH, workers=config.data.workers) if wanted > 0 else ():
+            taken = images[:, :wanted] if events else images[:wanted]
+            batches.append(taken)
+            wanted -= taken.shape[1 if events else 0]
+            if wanted == 0:
+                break
+    return torch.cat(batches, 1 if events else 0)
+
+
+def _preprocessing(config: ExportConfig, network: SpikingNetwork | Hybrid) -> Preprocessing:
+    extra: dict[str, Any] = network.spec.get("extra", {})
+    names = ("input_size", "mean", "std", "interpolation", "crop_pct")
+    known = {name: extra[name] for name in names if name in extra}
+    for name in ("input_size", "mean", "std"):
+        if name not in known:
+            raise ValueError(
+                f"{config.model}/{CONFIG} does not say how images are made: extra.{name} is missing (models.save_snn "
+                "takes it as extra)"
+            )
+        known[name] = tuple(known[name])
+    return Preprocessing(**known)

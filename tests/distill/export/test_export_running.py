@@ -1,0 +1,157 @@
+"""scripts/export.py's job: what is kept, what is refused, what a failed check leaves."""
+
+import builtins
+import importlib
+import json
+
+import pytest
+import torch
+from export_toys import EXTRA, images, saved
+
+from distill import DataConfig
+from distill.export import ExportConfig, extras, running, spikingjelly_code
+from distill.export.leaves import Neuron
+from distill.export.samples import samples_for
+from models import PoissonEncoder, create_snn, load_snn, save_snn
+
+
+@pytest.fixture(scope="module")
+def student(tmp_path_factory):
+    torch.manual_seed(0)
+    return saved(tmp_path_factory.mktemp("run") / "student")
+
+
+def config(student, out, **settings):
+    return ExportConfig(model=str(student), out=str(out), **{"format": "spikingjelly", "samples": 100} | settings)
+
+
+def test_what_passes_is_kept_with_its_figures(student, tmp_path):
+    out = tmp_path / "deep" / "out"
+    result = running.run(config(student, out, timesteps=3))
+    files = {path.name for path in out.iterdir()}
+    assert files == {"network.py", "network.safetensors", "network.json", "check.json"}
+    assert json.loads((out / "check.json").read_text()) == result
+    assert result["passed"] and result["timesteps"] == 3 and result["format"] == "spikingjelly"
+    assert result["float64"]["largest_difference"] <= result["float64"]["bound"] == pytest.approx(1e-9, rel=10)
+    assert result["spikingjelly"]["images"] == 100 and result["versions"]["torch"] == torch.__version__.split("+")[0]
+    about = json.loads((out / "network.json").read_text())
+    assert about == EXTRA | {"input_size": [1, 16, 16], "timesteps": 3, "input": "images"}
+    assert [path.name for path in out.parent.iterdir()] == ["out"]
+    snn = load_snn(student)
+    snn.timesteps = 3
+    assert (spikingjelly_code.load(out)(images(4, (1, 16, 16))) - snn(images(4, (1, 16, 16)))).abs().max() < 1e-4
+
+
+def test_a_failed_check_leaves_nothing_and_says_why(student, tmp_path, monkeypatch):
+    monkeypatch.setattr(Neuron, "tau", 4.0)  # another leak than the network's
+    (tmp_path / "out").mkdir()
+    with pytest.raises(
+        running.CheckError, match=r"float64: largest difference of a logit \S+ on 16 images \(at most 1"
+    ):
+        running.run(config(student, tmp_path / "out"))
+    assert [path.name for path in tmp_path.iterdir()] == ["out"] and not list((tmp_path / "out").iterdir())
+
+
+def test_a_folder_with_files_is_left_alone(student, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "thesis.tex").write_text("years of work")
+    with pytest.raises(ValueError, match=r"out must be a new or empty folder, found .*--overwrite true"):
+        running.run(config(student, out))
+    with pytest.raises(
+        ValueError, match=r"overwrite replaces what an earlier export has left, found none in .*check.json"
+    ):
+        running.run(config(student, out, overwrite=True))
+    assert (out / "thesis.tex").read_text() == "years of work"
+
+
+def test_an_earlier_export_is_replaced_where_that_is_asked_for(student, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    running.run(config(student, out))
+    (out / "stale.txt").write_text("")
+    with pytest.raises(ValueError, match="--overwrite true"):
+        running.run(config(student, out))
+    running.run(config(student, out, overwrite=True))
+    assert not (out / "stale.txt").exists()
+    monkeypatch.setattr(Neuron, "tau", 4.0)
+    with pytest.raises(running.CheckError):
+        running.run(config(student, out, overwrite=True))
+    assert (out / "check.json").exists()  # what was there stays until something better is
+
+
+@pytest.mark.parametrize(("format", "package"), [("onnx", "onnxruntime"), ("onnx", "onnxscript"), ("nir", "nir")])
+def test_a_missing_package_is_named_with_its_extra(student, tmp_path, monkeypatch, format, package):
+    there = importlib.import_module
+
+    def hidden(name, *args):
+        if name == package:
+            raise ImportError(name)
+        return there(name, *args)
+
+    monkeypatch.setattr(extras.importlib, "import_module", hidden)
+    own_import = builtins.__import__
+
+    def refused(name, *args, **kwargs):
+        assert name.partition(".")[0] != package, "imported before it was asked for"
+        return own_import(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", refused)
+    with pytest.raises(ValueError, match=rf"format {format} needs .*{package}.*pip install 'spikeswap\[{format}\]'"):
+        running.run(config(student, tmp_path / "out", format=format))
+    assert not (tmp_path / "out").exists()
+
+
+def test_samples_are_held_out_images_then_training_images(student):
+    snn = load_snn(student)
+    few = samples_for(config(student, "out", samples=100), snn)
+    many = samples_for(config(student, "out", samples=500), snn)
+    assert few.shape == (100, 1, 16, 16) and many.shape == (500, 1, 16, 16) and torch.equal(few, many[:100])
+    data = DataConfig(max_eval_samples=70, max_train_samples=20)
+    assert len(samples_for(config(student, "out", data=data), snn)) == 90  # all that there are
+    assert samples_for(config(student, "out", input="frames"), snn).shape == (2, 100, 1, 16, 16)
+
+
+def test_noise_stands_in_for_data(student):
+    noise = samples_for(config(student, "out", check_images="random"), load_snn(student))
+    values = noise * 0.4 + 0.3  # back from the normalisation
+    assert noise.shape == (100, 1, 16, 16) and 0 <= values.min() < 0.01 and 0.99 < values.max() <= 1.0001
+
+
+def test_data_of_other_classes_is_refused(student, tmp_path):
+    data = DataConfig(name="synthetic", synthetic_classes=3)
+    with pytest.raises(ValueError, match=r"has 3 classes, the network in .* knows 10 .*--check_images random"):
+        running.run(config(student, tmp_path / "out", data=data))
+
+
+def test_a_network_that_does_not_know_its_images_is_refused(tmp_path):
+    save_snn(small_network(), tmp_path / "student")
+    with pytest.raises(ValueError, match=r"extra\.input_size is missing"):
+        running.run(config(tmp_path / "student", tmp_path / "out"))
+
+
+def small_network(**settings):
+    return create_snn("vgg11_cifar", timesteps=2, in_chans=1, width=8, **settings)
+
+
+def test_an_encoders_spikes_are_frames(tmp_path):
+    encoder = PoissonEncoder(mean=(0.3,), std=(0.4,))
+    save_snn(small_network(encoder=encoder), tmp_path / "student", EXTRA | {"input_size": [1, 16, 16]})
+    frames = samples_for(config(tmp_path / "student", "out"), load_snn(tmp_path / "student"))
+    assert frames.shape == (2, 100, 1, 16, 16) and set(frames.unique().tolist()) == {0.0, 1.0}
+
+
+def test_bad_settings_are_refused():
+    for settings, message in (
+        ({"timesteps": 0}, "timesteps must be at least 1"),
+        ({"samples": 10}, "samples must be at least 100, found 10"),
+        ({"format": "tflite"}, "format must be one of .*'nir'.*, found 'tflite'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            ExportConfig(**{"model": "m", "out": "o"} | settings)
+
+
+def test_an_export_of_a_float16_network_is_one_in_float32(tmp_path):
+    snn = small_network().half()
+    save_snn(snn, tmp_path / "student", EXTRA | {"input_size": [1, 16, 16]})
+    assert running.run(config(tmp_path / "student", tmp_path / "out"))["passed"]
+    assert next(spikingjelly_code.load(tmp_path / "out").parameters()).dtype == torch.float32
