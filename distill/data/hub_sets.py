@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from distill.data.files import EVAL_SPLITS, FileSplit, decoded, unreadable
+from distill.data.files import EVAL_SPLITS, FileSplit
+from models.images import decoded, unreadable
 
 
 class HubImage(NamedTuple):
