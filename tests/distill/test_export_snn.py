@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from test_hybrid_network import distiller_of, images_of
+from toy_networks import calibrated
 from toy_runs import TEACHER
 
 from distill import load_hybrid
@@ -36,7 +37,7 @@ def job(network, samples, tmp_path, model="runs/x/student"):
 
 def student():
     ann = create_ann("resnet18", 10, in_chans=1, cifar_stem=True, kwargs=TEACHER["kwargs"])
-    snn = spiking_twin(ann, timesteps=2, input_size=(1, 8, 8)).eval()
+    snn = calibrated(spiking_twin(ann, timesteps=2, input_size=(1, 8, 8)), torch.randn(32, 1, 8, 8))
     snn.spec["extra"] = {"input_size": [1, 8, 8], "mean": [0.3], "std": [0.4], "classes": list("0123456789")}
     return snn
 

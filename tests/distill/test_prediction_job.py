@@ -5,6 +5,7 @@ import pytest
 import torch
 from PIL import Image
 from test_hybrid_network import distiller_of, images_of
+from toy_networks import calibrated
 from toy_runs import TEACHER
 
 from distill import DataConfig, cli, save_hybrid
@@ -22,9 +23,8 @@ def student(tmp_path):
     torch.manual_seed(0)
     data = load_data(DataConfig(max_eval_samples=6), PRE)
     ann = create_ann("resnet18", 10, in_chans=1, cifar_stem=True, kwargs=TEACHER["kwargs"])
-    snn = spiking_twin(ann, timesteps=3, input_size=(1, 8, 8)).eval()
-    for parameter in snn.fc.parameters():
-        torch.nn.init.normal_(parameter)
+    images = torch.stack([data.train[number][0] for number in range(32)])
+    snn = calibrated(spiking_twin(ann, timesteps=3, input_size=(1, 8, 8)), images)  # steps differ from one another
     save_snn(snn, tmp_path / "student", image_extra(PRE, data))
     return snn, data, tmp_path / "student"
 
@@ -58,7 +58,10 @@ def test_other_numbers_of_steps_and_an_early_exit(student, tmp_path, capsys):
     paths = as_files(tmp_path, data)[:1]
     snn.timesteps = 5
     (found,) = run(PredictionConfig(images=paths, model=str(folder), timesteps=5))
-    torch.testing.assert_close(found.logits, snn(data.eval[0][0][None])[0].detach(), rtol=1e-6, atol=1e-6)
+    expected = snn(data.eval[0][0][None])[0].detach()
+    torch.testing.assert_close(found.logits, expected, rtol=1e-6, atol=1e-6)
+    snn.timesteps = 3
+    assert not torch.allclose(snn(data.eval[0][0][None])[0], expected)
     (found,) = run(PredictionConfig(images=paths, model=str(folder), early_exit=1e-9))
     assert found.timesteps == 1 and f"{paths[0]} (after 1 step)" in capsys.readouterr().out
 
