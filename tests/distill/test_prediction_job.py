@@ -106,6 +106,17 @@ def test_a_mistake_on_the_command_line_is_one_line(arguments, message, capsys):
     assert message in error and error.count("\n") == 1
 
 
+def test_a_broken_image_is_one_line_and_status_2(student, tmp_path, capsys):
+    _, data, folder = student
+    paths = [*as_files(tmp_path, data)[:1], str(tmp_path / "broken.png")]
+    (tmp_path / "broken.png").write_bytes((tmp_path / "0.png").read_bytes()[:40])
+    with pytest.raises(SystemExit) as stop:
+        cli.run(lambda: run(PredictionConfig(images=paths, model=str(folder))))
+    shown = capsys.readouterr()
+    assert stop.value.code == 2 and shown.out == "" and len(shown.err.splitlines()) == 1
+    assert f": error: cannot read the image {paths[1]}: " in shown.err
+
+
 def test_what_is_missing_is_named(student, tmp_path):
     _, _, folder = student
     (tmp_path / "broken.png").write_text("no image")
