@@ -59,7 +59,11 @@ class Command(NamedTuple, Generic[C]):
 
 
 def parse(
-    config_class: type[C], argv: Sequence[str] | None, default_recipe: Path | None = None, resumable: bool = True
+    config_class: type[C],
+    argv: Sequence[str] | None,
+    default_recipe: Path | None = None,
+    resumable: bool = True,
+    positional: str | None = None,
 ) -> Command[C]:
     """Reads a command line.
 
@@ -68,6 +72,7 @@ def parse(
         argv: the arguments; None for those of the process.
         default_recipe: the recipe where no --config is given.
         resumable: whether there is a --resume.
+        positional: a field, a list of texts, that is given by its place and not by its name.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     parser = _Parser(prog=Path(sys.argv[0]).name, description=config_class.__doc__, allow_abbrev=False)
@@ -83,7 +88,9 @@ def parse(
             metavar="KEY",
             help="Fields (or groups, or 'processes') that may differ from those of the run that is resumed.",
         )
-    parser.add_class_arguments(config_class, as_group=False)
+    if positional is not None:
+        parser.add_argument(positional, nargs="+", type=str, metavar=positional.upper(), help="One or more.")
+    parser.add_class_arguments(config_class, as_group=False, skip=set() if positional is None else {positional})
     if default_recipe is not None and not any(a.split("=")[0] in ("--config", "-h", "--help") for a in argv):
         argv = ["--config", str(default_recipe), *argv]
     namespace = parser.parse_args(argv)

@@ -8,8 +8,9 @@ from __future__ import annotations
 import inspect
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +23,7 @@ from distill.tails import look, run_tails
 from distill.taps import Tap
 from models import SpikingNetwork, create_ann
 from models.ann import timm_spec
+from models.hub import Download
 from models.io import (
     CONFIG,
     WEIGHTS,
@@ -33,9 +35,11 @@ from models.io import (
     read_weights,
     replace_text,
     save_tensors,
+    saved_network,
 )
 from models.kernels import at_least_float32
 from models.network import probing
+from models.prediction import Prediction, Source, predict
 from models.twin import ACTIVATIONS
 
 KIND = "hybrid"
@@ -101,6 +105,16 @@ class Hybrid(nn.Module):
         blank = images.new_zeros(self.blanks, *images.shape[1:])
         return at_least_float32(run_tails(self.teacher, [self.tap], {name: adapted}, {name: prefix}, blank)[name])
 
+    def predict(
+        self, images: Source | Sequence[Source], topk: int = 5, batch_size: int = 32
+    ) -> Prediction | list[Prediction]:
+        """Classes and probabilities of image files; all of it as of ``snn.predict``, but for an early exit."""
+
+        def run(pixels: Tensor) -> tuple[Tensor, Tensor]:
+            return self(pixels), torch.full((len(pixels),), self.timesteps)
+
+        return predict(self, self.spec, images, run, topk, batch_size)
+
     def _size(self, images: Tensor) -> tuple[int, int]:
         """(H, W) of the teacher's feature: from its own pass over a blank image, once for each size of images."""
         sizes = self.__dict__.setdefault("_sizes", {})
@@ -156,17 +170,18 @@ def check_hybrid(hybrid: Hybrid) -> dict[str, Any]:
     }
 
 
-def load_hybrid(folder: str | os.PathLike[str]) -> Hybrid:
+def load_hybrid(folder: str | os.PathLike[str], **download: Unpack[Download]) -> Hybrid:
     """Rebuilds the network that `save_hybrid` wrote, in evaluation mode, on the CPU.
 
+    Args:
+        folder: where it lies, or its id on the hub, "owner/name".
+        download: of an id: revision, cache_dir, token, local_files_only, force_download, as of huggingface_hub.
+
     Raises:
-        FileNotFoundError: names the missing file.
+        FileNotFoundError: names the folder or id, and the missing file.
         ValueError: if the configuration is unreadable or does not fit the weights.
     """
-    folder = Path(folder)
-    for name in (CONFIG, WEIGHTS):
-        if not (folder / name).is_file():
-            raise FileNotFoundError(f"{folder} holds no saved hybrid: {name} is missing")
+    folder = saved_network(folder, "hybrid", **download)
     try:
         spec = json.loads((folder / CONFIG).read_text())
         if spec["kind"] != KIND:

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any
 
+from models import card
+
 log = logging.getLogger(__name__)
 
 GRADIENTS = {
@@ -69,42 +71,53 @@ def model_card(summary: dict[str, Any], teacher: str | None, data: str, config: 
     """
     packages = ", ".join(f"{name} {value}" for name, value in summary["versions"].items())
     gradient = GRADIENTS[summary["algorithm"]]
-    shape = "event frames (T, B, 2, H, W)" if events else "(B, C, H, W)"
+    tags: tuple[str, ...] = ()
     if teacher is None:
-        tags, title = "", "Spiking network"
+        title = "Spiking network"
         how = f"Trained on labels, from the start that the configuration below names, with {gradient},"
     else:
-        tags, title = ", distillation", f"Spiking network distilled from {teacher}"
+        tags, title = ("distillation",), f"Spiking network distilled from {teacher}"
         how = f"Block-wise hybrid replacement (Yang et al., CVPR 2025) with {gradient},"
-    return f"""---
-library_name: spikeswap
-tags: [spiking-neural-network, image-classification{tags}]
----
-# {title}
-
-{summary["timesteps"]} time steps, {summary["parameters"]:,} parameters, trained on {data}.
+    facts = f"""{summary["timesteps"]} time steps, {summary["parameters"]:,} parameters, trained on {data}.
 
 ```
 {table(summary)}
 ```
 
-Mean firing rate: {100 * summary["mean_firing_rate"]:.1f} % of the neurons in a step.
-
-## Use
-
-```python
-import models  # of the package spikeswap
-
-snn = models.load_snn("path/of/this/folder")
-logits = snn(images)  # {shape}, normalised as config.json says under "extra"
-```
-
-## How it was made
-
-{how}
+Mean firing rate: {100 * summary["mean_firing_rate"]:.1f} % of the neurons in a step."""
+    made = f"""{how}
 by {packages}.
 
 ```yaml
 {config.strip()}
-```
+```"""
+    return card.model_card(title, facts, made, tags, card.USE_ON_FRAMES if events else card.USE_ON_IMAGES)
+
+
+_USE_OF_HYBRIDS = """import distill  # of the package spikeswap
+
+hybrid = distill.load_hybrid("path/of/this/folder")  # or the id on the hub, "owner/name"
+logits = hybrid(images)  # (B, C, H, W), or event frames; normalised as config.json says under "extra"
 """
+
+
+def hybrid_card(tap: str, teacher: str, timesteps: int, summary: dict[str, Any], config: str) -> str:
+    """README.md of a hybrid's folder.
+
+    Args:
+        tap: where it is cut.
+        teacher: its timm name.
+        timesteps: T of its spiking part.
+        summary: of the run that made it; empty where that is not at hand.
+        config: the run's resolved YAML; empty likewise.
+    """
+    facts = f"A spiking network of {timesteps} time steps up to `{tap}`, a learned adapter, and {teacher} behind it."
+    if tap in (accuracies := summary.get("hybrid_top1", {})):
+        facts += f"\n\nTop-1: {accuracies[tap]:.2f} % (the teacher: {summary['teacher_top1']:.2f} %)."
+    made = f"Block-wise hybrid replacement (Yang et al., CVPR 2025), cut at `{tap}`."
+    if config:
+        gradient = GRADIENTS[summary["algorithm"]]
+        packages = ", ".join(f"{name} {value}" for name, value in summary["versions"].items())
+        made = f"{made[:-1]}, with {gradient}, by {packages}.\n\n```yaml\n{config.strip()}\n```"
+    title = f"Hybrid of a spiking network and {teacher}"
+    return card.model_card(title, facts, made, ("distillation",), _USE_OF_HYBRIDS)

@@ -10,6 +10,8 @@ from models.io import check_saveable, load_snn, load_weights, save_snn
 from models.network import ALGORITHMS, PER_STEP, TWIN_ALGORITHMS, SpikingNetwork, set_algorithm
 from models.neuron import SpikingNeuron
 from models.online import ONLINE
+from models.prediction import Prediction
+from models.preprocessing import Preprocessing
 from models.registry import create_snn, list_snns
 from models.spiketrain import SpikeTrain, UnsupportedOperationError
 from models.sync import synchronised_batch_norm
@@ -26,6 +28,8 @@ __all__ = [
     "DSRNeuron",
     "NeuronConfig",
     "PoissonEncoder",
+    "Prediction",
+    "Preprocessing",
     "SpikeTrain",
     "SpikingNetwork",
     "SpikingNeuron",

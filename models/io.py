@@ -1,4 +1,4 @@
-"""A spiking network in a folder: `model.safetensors` (weights) and `config.json` (how to build it)."""
+"""A spiking network in a folder or on the hub: `model.safetensors` (weights) and `config.json` (how to build it)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 import os
 from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from safetensors import SafetensorError
@@ -15,14 +15,33 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from models.ann import create_ann, timm_spec
+from models.card import CARD
 from models.dsr import DSRConfig, DSRNeuron
 from models.dynamics import NeuronConfig
 from models.encoding import PoissonEncoder
+from models.hub import CONFIG, WEIGHTS, Download, local_folder, saved_network
 from models.network import SpikingNetwork
 from models.registry import create_snn
 from models.twin import spiking_twin
 
-WEIGHTS, CONFIG = "model.safetensors", "config.json"
+__all__ = [
+    "CONFIG",
+    "WEIGHTS",
+    "ann_of_file",
+    "build_snn",
+    "check_rebuilt",
+    "check_saveable",
+    "fill",
+    "load_snn",
+    "load_weights",
+    "local_folder",
+    "read_weights",
+    "replace_text",
+    "save_snn",
+    "save_tensors",
+    "save_weights",
+    "saved_network",
+]
 
 
 def save_snn(snn: SpikingNetwork, folder: str | os.PathLike[str], extra: dict[str, Any] | None = None) -> None:
@@ -83,17 +102,18 @@ def check_rebuilt(network: nn.Module, build: Callable[[], nn.Module], source: An
         )
 
 
-def load_snn(folder: str | os.PathLike[str]) -> SpikingNetwork:
-    """Rebuilds the network that `save_snn` wrote, in evaluation mode, on the CPU.
+def load_snn(folder: str | os.PathLike[str], **download: Unpack[Download]) -> SpikingNetwork:
+    """Rebuilds the network that `save_snn` or `save_pretrained` wrote, in evaluation mode, on the CPU.
+
+    Args:
+        folder: where it lies, or its id on the hub, "owner/name".
+        download: of an id: revision, cache_dir, token, local_files_only, force_download, as of huggingface_hub.
 
     Raises:
-        FileNotFoundError: names the missing file.
+        FileNotFoundError: names the folder or id, and the missing file.
         ValueError: if the configuration is unreadable or does not fit the weights.
     """
-    folder = Path(folder)
-    for name in (CONFIG, WEIGHTS):
-        if not (folder / name).is_file():
-            raise FileNotFoundError(f"{folder} holds no saved spiking network: {name} is missing")
+    folder = saved_network(folder, "spiking network", **download)
     try:
         spec = json.loads((folder / CONFIG).read_text())
         snn = build_snn(spec)
@@ -106,6 +126,8 @@ def load_snn(folder: str | os.PathLike[str]) -> SpikingNetwork:
     fill(snn, state, folder / WEIGHTS)
     if "extra" in spec:
         snn.spec["extra"] = spec["extra"]
+    if (folder / CARD).is_file():
+        snn.card = (folder / CARD).read_text()
     return snn.eval()
 
 

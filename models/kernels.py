@@ -204,6 +204,21 @@ def fire_once(
     return from_layout(spikes[None], like), state
 
 
+def fire_next(
+    folded: list[Tensor], affine: list[Affine], state: list[Tensor] | None, neuron: NeuronConfig, leak: Leak
+) -> tuple[Tensor, list[Tensor]]:
+    """One step of `fire`; the arguments are those of `fire_once`.
+
+    Returns:
+        spikes (B, C, ...) and the state: the membrane v alone, in the layout of the addends' memory.
+    """
+    like, streams, maps = _prepare(folded, [1] * len(folded), affine)
+    if state is None:
+        state = [torch.zeros((), dtype=torch.promote_types(like.dtype, torch.float32), device=like.device)]
+    spikes, v = _fire_next(streams, maps, state[0], neuron, leak)
+    return from_layout(spikes[None], like), [v]
+
+
 def means_of_steps(state: list[Tensor], timesteps: int, like: Tensor) -> Means:
     """The means of `fire_with_rate` from the state after T steps; `like` is a step's spikes."""
     sums = [state[2], state[3], *state[5:]]
@@ -285,6 +300,12 @@ def _fire_once(streams: list[Tensor], maps: list, state: list[Tensor], neuron: N
         p, chi = of_leak
         new += [v + a * p, chi + p * h]
     return s.to(streams[0].dtype), new
+
+
+@compilable
+def _fire_next(streams: list[Tensor], maps: list, v: Tensor, neuron: NeuronConfig, leak: Leak):
+    _, s, v = step(_current(streams, maps, 0), v, leak, neuron)
+    return s.to(streams[0].dtype), v
 
 
 def _current(streams: list[Tensor], maps: list, t: int) -> Tensor:

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from huggingface_hub import ModelHubMixin
 from spikingjelly.activation_based.base import StepModule
 from torch import Tensor, nn
 
@@ -20,6 +21,8 @@ from models.checkpointing import check_checkpointing, checkpointing
 from models.compiling import uncompiled
 from models.dsr import DSRNeuron
 from models.encoding import PoissonEncoder
+from models.hub import OnHub
+from models.inference import Inference
 from models.online import ONLINE, reset_online_nodes, use_online_nodes
 from models.spiketrain import Pass, SpikeTrain, UnsupportedOperationError
 from models.tape import Tape
@@ -38,7 +41,7 @@ PER_STEP = ("bptt", "ottt", "sltt")
 """The algorithms whose logits of each step have a gradient of their own."""
 
 
-class SpikingNetwork(nn.Module, StepModule):
+class SpikingNetwork(Inference, OnHub, nn.Module, StepModule):
     """Mixin of every spiking network: ``logits = snn(images)``, the mean over `timesteps` steps.
 
     In training the backward pass is that of `algorithm`; in evaluation there is none. The state of all neurons starts
@@ -271,7 +274,7 @@ def as_spiking(
         ValueError: if a module or parameter of the network has the name of an attribute of spiking networks.
     """
     own = {name for name, _ in network.named_children()} | network._parameters.keys() | network._buffers.keys()
-    if taken := sorted(own & set(SpikingNetwork.__annotations__)):
+    if taken := sorted(own & _attributes()):
         raise ValueError(f"{type(network).__name__} has a module or parameter of a name that is taken: {taken}")
     if callable(switch := getattr(network, "set_grad_checkpointing", None)):
         switch(False)  # timm's own knows no spike trains: a teacher may have it
@@ -284,8 +287,19 @@ def as_spiking(
     network._next_step = 0
     network._checkpoints_blocks = False
     network.spec = spec
+    network.card = None
     set_algorithm(network, algorithm)
     return network
+
+
+@functools.cache
+def _attributes() -> set[str]:
+    """The names under which a spiking network is asked for what it is and does."""
+    classes = (
+        SpikingNetwork,
+        *(base for base in SpikingNetwork.__mro__ if issubclass(base, (Inference, ModelHubMixin))),
+    )
+    return {name for base in classes for name in {*vars(base), *base.__annotations__} if not name.startswith("__")}
 
 
 @functools.cache

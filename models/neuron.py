@@ -16,7 +16,7 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from models.dynamics import Leak, NeuronConfig
-from models.kernels import Affine, Means, at_least_float32, fire, fire_once, fire_with_rate, means_of_steps
+from models.kernels import Affine, Means, at_least_float32, fire, fire_next, fire_once, fire_with_rate, means_of_steps
 from models.linear_rate import Counts
 from models.norm_backward import norms_backward
 from models.normalization import Norm
@@ -67,6 +67,14 @@ class SpikingNeuron(SimpleBaseNode):
         with torch.no_grad():
             steps = [term.steps for term in x.terms]
             return x.derive(fire(*_currents(x), steps, x.timesteps, self.config, self.leak), x.timesteps)
+
+    def _plain_step_pass(self, x: SpikeTrain) -> SpikeTrain:
+        """Inference a step at a time; the membranes lie on the tape, where each call of this module has its own."""
+        assert x.tape is not None
+        membrane = x.tape.record(Membrane)
+        with torch.no_grad():
+            spikes, membrane.state = fire_next(*_currents(x), membrane.state, self.config, self.leak)
+        return x.derive(spikes, 1)
 
     def _rate_pass(self, x: SpikeTrain) -> SpikeTrain:
         with torch.no_grad():

@@ -13,6 +13,7 @@ A train belongs to one kind of pass for good:
   backpropagation (Yu et al., NeurIPS 2024, arXiv 2410.11488, section 4);
 - ``"graph"``  the stream has its own graph, as backpropagation through time (BPTT) needs;
 - ``"plain"``  the stream alone, for inference;
+- ``"plain_step"``  one step of inference, the membranes going to the `tape`;
 - ``"step"``   one step of rate_s without a graph, what its rate needs going to the `tape`;
 - ``"replay"`` the rates of rate_s with their graph, from the tape; the stream is the rate's value;
 - ``"sltt"``, ``"ottt"``  one step with its own graph, for training that goes forward in time; under OTTT spikes carry
@@ -36,7 +37,7 @@ from models.linear_rate import Counts
 from models.tape import Mean, Tape
 from models.term import Term
 
-Pass = Literal["rate", "graph", "plain", "step", "replay", "sltt", "ottt"]
+Pass = Literal["rate", "graph", "plain", "plain_step", "step", "replay", "sltt", "ottt"]
 
 RULES: dict[Any, Callable[..., Any]] = {}
 """What each torch function does to a spike train. Filled by `models.rules`."""
@@ -56,7 +57,7 @@ class SpikeTrain:
         terms: the addends of the stream, all of shape (S*B, C, ...) with S in {1, T}.
         timesteps: T.
         kind: the kind of pass.
-        tape: of the passes "step" and "replay".
+        tape: of the passes "plain_step", "step" and "replay".
     """
 
     __slots__ = ("_grad_enabled", "_rate", "kind", "tape", "terms", "timesteps")
@@ -133,6 +134,11 @@ class SpikeTrain:
     @property
     def streams_have_graph(self) -> bool:
         return self.kind in ("graph", "sltt", "ottt")
+
+    @property
+    def knows_one_step(self) -> bool:
+        """Whether no other step is at hand: what is constant over time, and the rate of all steps, is unknown."""
+        return self.kind in ("plain_step", "step", "replay")
 
     @property
     def has_rate(self) -> bool:

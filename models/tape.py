@@ -1,8 +1,9 @@
-"""What rate_s keeps between its traversals of a network: a record for each place where a rule needs one.
+"""What is kept between traversals of a network that run a step each: a record for each place where a rule needs one.
 
 rate_s (Yu et al., NeurIPS 2024, section 4.3) runs one time step at a time, T traversals without a graph, and then one
 traversal of the rates that builds the graph. Its memory does not grow with T: a record holds running means, not steps.
-A place is known by its order: the code of a network calls the rules in the same order in each traversal.
+A place is known by its order: the code of a network calls the rules in the same order in each traversal. Inference a
+step at a time (`models.stepping`) keeps the membranes of its neurons in the same way.
 
 Shapes: T time steps, B images, C channels.
 """
@@ -17,11 +18,11 @@ from torch import Tensor
 Record = TypeVar("Record")
 
 
-_CHANGED = "the network's code ran otherwise than at the step before: rate_s needs the same layers in the same order"
+_CHANGED = "the network's code ran otherwise than at the step before: going on needs the same layers in the same order"
 
 
 class Tape:
-    """The records of one training step of a network, in the order of the rules that made them.
+    """The records of one training step of a network, or of one inference, in the order of the rules that made them.
 
     Args:
         timesteps: T.

@@ -1,4 +1,4 @@
-"""What to read and how to augment it (`DataConfig`); what the teacher expects to see (`Preprocessing`)."""
+"""What to read and how to augment it (`DataConfig`); what the teacher expects to see (`models.preprocessing`)."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -7,10 +7,12 @@ from timm.data.auto_augment import augment_and_mix_transform, auto_augment_trans
 
 from distill.data.event_config import EVENTS, check_event_fields
 from distill.data.torchvision_names import TORCHVISION, check_torchvision_fields, torchvision_set
+from models.preprocessing import Preprocessing
+
+__all__ = ["DataConfig", "Preprocessing"]
 
 NAMES = ("digits", "synthetic", "folder", *TORCHVISION, "wds/NAME", "hfds/NAME", *EVENTS)
 WITHOUT_FILES = ("digits", "synthetic")
-INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
 POLICIES = ("rand", "augmix", "original", "originalr", "v0", "v0r", "3a")
 
 
@@ -116,36 +118,6 @@ class DataConfig:
             raise ValueError(f"crop_padding is {self.crop_padding}; with random_resized_crop only 0 is allowed")
         if self.auto_augment is not None:
             _check_policy(self.auto_augment)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Preprocessing:
-    """What the teacher expects: values in [0, 1] at `input_size`, then (value - mean) / std."""
-
-    input_size: tuple[int, int, int]
-    """Channels, height and width of the network's input."""
-    mean: tuple[float, ...]
-    """Mean of each channel, for values in [0, 1]."""
-    std: tuple[float, ...]
-    """Standard deviation of each channel, for values in [0, 1]."""
-    interpolation: str = "bilinear"
-    """How images are resized: nearest, bilinear, bicubic, box, hamming or lanczos."""
-    crop_pct: float = 1.0
-    """Evaluation resizes the shorter side to input / crop_pct, then crops the centre; in (0, 1]."""
-
-    def __post_init__(self) -> None:
-        if len(self.input_size) != 3 or min(self.input_size) < 1:
-            raise ValueError(f"input_size is {self.input_size}; allowed: (channels, height, width), each from 1 up")
-        channels = self.input_size[0]
-        for field in ("mean", "std"):
-            if len(getattr(self, field)) != channels:
-                raise ValueError(f"{field} is {getattr(self, field)}; input_size asks for {channels} value(s)")
-        if min(self.std) <= 0:
-            raise ValueError(f"std is {self.std}; allowed: values above 0")
-        if self.interpolation not in INTERPOLATIONS:
-            raise ValueError(f"interpolation is {self.interpolation!r}; allowed: {', '.join(INTERPOLATIONS)}")
-        if not 0.0 < self.crop_pct <= 1.0:
-            raise ValueError(f"crop_pct is {self.crop_pct}; allowed: values in (0, 1]")
 
 
 def _check_policy(policy: str) -> None:

@@ -14,11 +14,12 @@ from distill.data.digits import CLASSES, load_digits, rank_in_class
 from distill.data.event_config import is_events
 from distill.data.everywhere import check_same_images, from_all
 from distill.data.faults import Unreadable, find_unreadable
-from distill.data.files import DecodedOnRead, FileSplit, UnreadableImage
+from distill.data.files import DecodedOnRead, FileSplit
 from distill.data.image_set import ImageSet
 from distill.data.sources import list_files
 from distill.data.synthetic import synthetic_images, synthetic_labels
 from distill.data.transforms import EvalTransform, Transform, train_transform
+from models.images import UnreadableImage, image_mode
 
 MEMORY_BYTES = 2**30  # what in_memory=None allows for train and eval together
 PROBES = 64  # images whose headers stand for all when sizes vary
@@ -70,7 +71,7 @@ def _load_digits(
     def image_set(members: np.ndarray, limit: int | None, transform: Transform[Any]) -> ImageSet:
         members = members[spread(labels[members], limit)]
         if transform.stored_shape is None:  # timm's crop wants PIL images
-            mode = "RGB" if channels == 3 else "L"
+            mode = image_mode(channels)
             stored: Any = [Image.fromarray(images[i]).convert(mode) for i in members]
         else:
             stored = torch.from_numpy(images[members]).unsqueeze(1).repeat(1, channels, 1, 1)
@@ -110,7 +111,7 @@ def _load_files(
         (limited(train_files, config.max_train_samples), train),
         (limited(eval_files, config.max_eval_samples), evaluate),
     ]
-    mode = "RGB" if pre.input_size[0] == 3 else "L"
+    mode = image_mode(pre.input_size[0])
     skip = config.on_corrupt == "skip"
     in_memory = config.in_memory
     if in_memory is None:

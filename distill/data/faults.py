@@ -16,7 +16,8 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 from distill.data.everywhere import from_all, place
-from distill.data.files import StoredImage, UnreadableImage
+from distill.data.files import StoredImage
+from models.images import UnreadableImage
 
 if TYPE_CHECKING:
     from distill.data.image_set import ImageSet

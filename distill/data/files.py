@@ -19,17 +19,15 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from timm.data.readers.img_extensions import get_img_extensions
 from timm.data.readers.reader_image_folder import ReaderImageFolder
 from timm.data.readers.reader_image_in_tar import ReaderImageInTar
 from timm.utils.misc import natural_key
 
+from models.images import decoded, unreadable
+
 EVAL_SPLITS = ("val", "validation", "test")
-
-
-class UnreadableImage(ValueError):
-    """An image whose bytes are missing or cannot be decoded; the text names it."""
 
 
 class StoredImage(Protocol):
@@ -105,22 +103,6 @@ class ImageFile(EncodedImage):
         if self.size is not None and len(data) != self.size:
             raise ValueError(f"the tar ends after {len(data)} of its {self.size} bytes")
         return Image.open(io.BytesIO(data))
-
-
-def decoded(undecoded: Callable[[], Image.Image], mode: str, name: object) -> Image.Image:
-    """A lazily opened image in PIL's `mode`; `name` tells in an error which it is."""
-    try:
-        image = undecoded()
-        image.load()
-        return image.convert(mode)
-    except Exception as error:  # Pillow's decoders raise many kinds, all with the same meaning here
-        raise unreadable(name, error) from error
-
-
-def unreadable(name: object, error: Exception) -> UnreadableImage:
-    """The error that names an image."""
-    unknown = isinstance(error, UnidentifiedImageError)  # whose own text shows a memory address
-    return UnreadableImage(f"cannot read the image {name}: {'not in a format that Pillow knows' if unknown else error}")
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,9 @@ from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
 from distill.data.faults import Unreadable
-from distill.data.files import UnreadableImage
 from distill.data.seeds import SampleKey, check_seed
 from distill.data.transforms import BatchTransform, Transform
+from models.images import UnreadableImage
 
 
 @dataclass(frozen=True)

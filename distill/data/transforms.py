@@ -15,14 +15,14 @@ import numpy as np
 import torch
 from PIL import Image
 from timm.data.transforms import str_to_pil_interp
-from timm.data.transforms_factory import create_transform
 from torch import Tensor
 from torchvision.transforms import Compose
 from torchvision.transforms.functional import pil_to_tensor, to_pil_image
 
-from distill.data.config import DataConfig, Preprocessing
+from distill.data.config import DataConfig
 from distill.data.seeds import SampleKey, seeded_generators, uniforms
 from distill.data.timm_augment import timm_parts
+from models.preprocessing import Normalize, Preprocessing, resize_and_crop
 
 Stored = TypeVar("Stored", Tensor, Image.Image)
 
@@ -58,11 +58,7 @@ class EvalTransform(BatchTransform):
 
     def __init__(self, pre: Preprocessing):
         self.stored_shape = pre.input_size
-        # normalize=False stops timm after the crop, at uint8. An image that already has the input size passes
-        # unchanged when crop_pct is 1; below 1 timm enlarges and crops it, and so do we.
-        self._resize_and_crop = create_transform(
-            pre.input_size, interpolation=pre.interpolation, crop_pct=pre.crop_pct, normalize=False
-        )
+        self._resize_and_crop = resize_and_crop(pre)
         self._normalize = Normalize(pre)
 
     def prepare(self, image: Image.Image) -> Tensor:
@@ -168,17 +164,6 @@ class CropFlip:
         flipped = torch.from_numpy(draws[:, 2] < self._hflip)[:, None]
         columns = self._columns[left + torch.where(flipped, width - 1 - across, across)]  # (B, W)
         return images.gather(3, columns[:, None, None].expand_as(images))
-
-
-class Normalize:
-    """uint8 in [0, 255] to float32: (x / 255 - mean) / std, the operations and order of timm's transforms."""
-
-    def __init__(self, pre: Preprocessing):
-        self._mean = torch.tensor(pre.mean, dtype=torch.float32).view(-1, 1, 1)
-        self._std = torch.tensor(pre.std, dtype=torch.float32).view(-1, 1, 1)
-
-    def __call__(self, image: Tensor) -> Tensor:
-        return image.to(torch.float32).div_(255).sub_(self._mean).div_(self._std)
 
 
 def train_transform(config: DataConfig, pre: Preprocessing) -> Transform[Any]:

@@ -50,8 +50,7 @@ def mul(x, other):
     both_spike = isinstance(other, SpikeTrain)
     if not isinstance(other, SpikeTrain):
         other = constant_like(x, other)
-    # under rate_s all trains have one step, and which are constant over time is not known
-    if both_spike and (x.kind in ("step", "replay") or (x.steps > 1 and other.steps > 1)):
+    if both_spike and (x.knows_one_step or (x.steps > 1 and other.steps > 1)):
         raise UnsupportedOperationError("no rule for the product of two spike trains (a gate?)")
     return _elementwise(torch.mul, x, other)
 

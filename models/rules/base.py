@@ -45,8 +45,9 @@ def affine_function(*functions: Any) -> None:
 
 def constant_of_rate(x: SpikeTrain, function: Callable[[Tensor], Tensor]) -> SpikeTrain:
     """A train that holds ``function(rate)`` at each step: how analogue gates see a spike train."""
-    if x.kind in ("step", "replay"):
+    if x.knows_one_step:
+        when = "a step at a time" if x.kind == "plain_step" else "under rate_s"
         raise UnsupportedOperationError(
-            "no rule under rate_s for a gate: it is computed on the rate of all steps, which the first step cannot know"
+            f"no rule {when} for a gate: it is computed on the rate of all steps, which the first step cannot know"
         )
     return SpikeTrain.constant(function(x.rate), x.timesteps, x.kind)

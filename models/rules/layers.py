@@ -93,6 +93,8 @@ def batch_norm(
     """
     if x.streams_have_graph:
         return _batch_norm_with_graph(x, running_mean, running_var, weight, bias, training, momentum, eps)
+    if training and x.kind == "plain_step":
+        raise UnsupportedOperationError("no rule a step at a time for a batch norm with the statistics of all steps")
     term, value = x.single(), None
     group = active_group() if training else None
     if not training:

@@ -2,7 +2,7 @@
 
 import importlib.metadata
 
-from distill.report import GRADIENTS, model_card, rate_warnings, table, versions
+from distill.report import GRADIENTS, hybrid_card, model_card, rate_warnings, table, versions
 from models import ALGORITHMS
 
 SUMMARY = {
@@ -39,6 +39,28 @@ def test_the_model_card_says_what_it_is_how_to_load_it_and_how_it_was_made():
     for text in ("resnet18", "4 time steps", "12,345 parameters", "12.5 %", "torch 9.9", "models.load_snn(", "60.00"):
         assert text in card
     assert "```yaml\ntrain:\n  epochs: 3\n```" in card
+    assert "\nlicense: apache-2.0\n" in card and "## Licence\n\nApache-2.0" in card and "snn.predict(" in card
+    assert card.count("@inproceedings{") == 2 and "arXiv:2503.16572" in card and "arXiv:2410.11488" in card
+
+
+def test_the_card_of_event_frames_says_what_the_network_takes():
+    card = model_card(SUMMARY, "resnet18", "nmnist", "train:\n  epochs: 3\n", events=True)
+    assert "(T, B, C, H, W)" in card and "predict" not in card
+
+
+def test_the_card_of_a_hybrid_has_its_own_accuracy():
+    card = hybrid_card("layer2", "resnet18", 4, SUMMARY, "train:\n  epochs: 3\n")
+    for text in (
+        "up to `layer2`",
+        "Top-1: 70.25 % (the teacher: 90.00 %)",
+        "epochs: 3",
+        "distill.load_hybrid(",
+        "torch 9.9",
+    ):
+        assert text in card
+    assert card.count("@inproceedings{") == 2 and "80.50" not in card
+    alone = hybrid_card("layer2", "resnet18", 4, {}, "")
+    assert "cut at `layer2`." in alone and "Top-1" not in alone and "```yaml" not in alone
 
 
 def test_versions_are_those_of_the_installed_packages():
@@ -51,6 +73,8 @@ def test_a_network_that_had_no_teacher_says_so():
     summary = {k: v for k, v in SUMMARY.items() if k not in ("teacher_top1", "hybrid_top1")} | {"algorithm": "ottt"}
     assert [row.split()[-1] for row in table(summary).splitlines()[2:]] == ["60.00", "50.00", "60.00"]
     card = model_card(summary, None, "digits", "train:\n  epochs: 3\n")
+    card, citation = card.split("## Citation")
+    assert "Hybrid Block-wise Replacement" in citation
     wanted = "from the start that the configuration below names, with online training through time (Xiao et al., "
     assert wanted in card
     assert (

@@ -177,8 +177,9 @@ def test_who_listens_inside_of_blocks_hears_each_module_once_and_memory_falls_al
     heard.clear()
     found = train_once(ours, x, loss)
     assert len(heard) == len(set(heard))
-    for name, value in expected.items():  # sums of gradients in another order
-        torch.testing.assert_close(found[name], value, rtol=1e-12, atol=1e-12, msg=name)
+    for name, value in expected.items():  # sums of gradients in another order: rounded as their largest is
+        atol = 1e-12 * float(value.abs().max().clamp(min=1))
+        torch.testing.assert_close(found[name], value, rtol=1e-12, atol=atol, msg=name)
 
 
 def test_the_recorded_firing_rates_of_a_step_cost_no_memory():
