@@ -224,7 +224,7 @@ def _rescaled(call: _Call, x: SpikeTrain) -> _Call:
     """Where spikes are as large as a threshold (DSR), two numbers, 0 and another, are spikes: the other counts 1."""
     values = _steps(x).flatten(2)
     size = values.amax((0, 2))
-    binary = ((values == 0) | (values == size[None, :, None])).all(2).all(0) & (size > 0) & (call.integer == 0)
+    binary = ((values == 0) | (values == size[None, :, None])).all(2).all(0) & (size > 0)
     factor = torch.where(binary, 1 / size.double(), 1.0)
     integer, largest = torch.where(binary, 1.0, call.integer), torch.where(binary, 1.0, call.largest)
     return replace(call, synops=call.synops * factor, integer=integer, largest=largest)
