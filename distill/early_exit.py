@@ -8,6 +8,7 @@ step in any case.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from accelerate import Accelerator
@@ -70,5 +71,5 @@ def cumulative_logits(network: SpikingNetwork | Hybrid, images: Tensor) -> Tenso
         images: (B, C, H, W), or event frames (T, B, C, H, W).
     """
     if isinstance(network, Hybrid):
-        return network.cumulative_logits(images)
+        return cast(Hybrid, network).cumulative_logits(images)  # mypy thinks of networks that are both
     return running_mean(at_least_float32(network(images, per_step=True)))

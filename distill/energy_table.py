@@ -23,7 +23,9 @@ def energy_columns(
     for row in rows:
         line = []
         for kind, heading in zip(KINDS, headings, strict=True):
-            text = "" if row is None else _cell(row[f"{kind}_uj"], reference and reference[f"{kind}_uj"])
+            text = (
+                "" if row is None else _cell(row[f"{kind}_uj"], None if reference is None else reference[f"{kind}_uj"])
+            )
             line.append(text.rjust(len(heading)))
         cells.append(line)
     return headings, cells

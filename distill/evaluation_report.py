@@ -38,7 +38,8 @@ def evaluation_table(result: dict[str, Any]) -> str:
     if result["early_exit"] is not None:
         lines += ["", *_exit_lines(result)]
     lines += ["", *_layer_lines(result), ""]
-    return "\n".join([*lines, *energy_lines(result["energy_assumptions"], result["analogue_energy"], "the teacher's")])
+    lines += energy_lines(result["energy_assumptions"], result["analogue_energy"], "the analogue network's")
+    return "\n".join(lines)
 
 
 def _exit_lines(result: dict[str, Any]) -> list[str]:

@@ -35,6 +35,8 @@ class AtTimesteps(NamedTuple):
     cost: Cost
     exits: list[dict[str, float]]
     """Empty where early exit was not asked for."""
+    recalibration_images: int | None
+    """That batch-norm statistics were estimated on; None where they are the network's own."""
 
     def entries(self) -> dict[str, Any]:
         """In JSON types, as --out has them for each T."""
@@ -84,17 +86,19 @@ class Evaluator:
         network.timesteps = timesteps
         loader = prepare_loader(accelerator, eval_loader(data.eval, config.batch_size, workers=config.data.workers))
         sample = prepare_loader(accelerator, sample_loader(data.eval, ENERGY_IMAGES, config.batch_size))
-        statistics: contextlib.AbstractContextManager = contextlib.nullcontext()
+        statistics: contextlib.AbstractContextManager[int | None] = contextlib.nullcontext()
         if config.recalibrate:
             batches = calibration_batches(data, config.recalibration_images, seed, accelerator.device)
             statistics = recalibrated(accelerator, network, batches)
-        with statistics:
+        with statistics as recalibrated_on:
             with repeatable(accelerator.device):
                 judged = judge(accelerator, loader, self._logits, network)
             with repeatable(accelerator.device):  # the same spikes, where images are encoded as spikes
                 stops = early_exit(accelerator, loader, network, config.exit_thresholds) if exits else []
             cost = self._energy.cost(accelerator, sample)
-        return AtTimesteps(judged.figures[STUDENT], judged.figures.get(TEACHER), judged.firing_rates, cost, stops)
+        return AtTimesteps(
+            judged.figures[STUDENT], judged.figures.get(TEACHER), judged.firing_rates, cost, stops, recalibrated_on
+        )
 
     def _logits(self, images: Tensor) -> dict[str, Tensor]:
         teacher = {} if self._teacher is None else {TEACHER: self._teacher(summed(images))}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -29,17 +31,17 @@ class NetworkEnergy:
 
     def cost(self, accelerator: Accelerator, loader: DataLoader) -> Cost:
         """Of the network at its T, on the images of a prepared loader."""
-        network = self._network
-        if not isinstance(network, Hybrid):
-            return spiking_costs(accelerator, loader, network).whole
-        front = spiking_costs(accelerator, loader, network.student, until=network.student_tap).whole
-        teacher = analogue_costs(network.teacher, self._image, [network.tap.name])
-        return hybrid_cost(network.tap, front, adapter_cost(network.adapter, network.tap), teacher)
+        if not isinstance(self._network, Hybrid):
+            return spiking_costs(accelerator, loader, self._network).whole
+        hybrid = cast(Hybrid, self._network)  # mypy thinks of networks that are both
+        front = spiking_costs(accelerator, loader, hybrid.student, until=hybrid.student_tap).whole
+        teacher = analogue_costs(hybrid.teacher, self._image, [hybrid.tap.name])
+        return hybrid_cost(hybrid.tap, front, adapter_cost(hybrid.adapter, hybrid.tap), teacher)
 
 
 def _source(network: SpikingNetwork | Hybrid, image: Tensor) -> nn.Module | None:
     """The analogue network that is known without weights, which its costs do not depend on."""
     if isinstance(network, Hybrid):
-        return network.teacher
+        return cast(Hybrid, network).teacher
     spec = network.spec.get("ann") if network.spec.get("kind") == "twin" else None
     return None if spec is None else ann_of_file(spec).to(image.device).eval()

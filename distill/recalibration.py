@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -17,11 +18,11 @@ from models import SpikingNetwork
 @contextlib.contextmanager
 def recalibrated(
     accelerator: Accelerator, network: SpikingNetwork | Hybrid, batches: Iterable[Tensor]
-) -> Iterator[None]:
+) -> Iterator[int]:
     """In here the batch norms have the statistics of these images at the network's T; its own come back after it.
 
-    Running means and variances are the means over all batches, each with equal weight: no momentum. Of a hybrid they
-    are the norms of the spiking blocks and of the adapter; the frozen teacher's stay as they are.
+    Yields the number of images. Running means and variances are the means over all batches, each with equal weight: no
+    momentum. Of a hybrid they are those of the spiking blocks and of the adapter; the frozen teacher's stay.
 
     Args:
         network: in evaluation mode.
@@ -30,13 +31,12 @@ def recalibrated(
     Raises:
         ValueError: for a network without batch norms that have running statistics.
     """
-    norms = [m for part in _own_parts(network) for m in part.modules() if _has_statistics(m)]
+    norms = _norms_with_statistics(network)
     if not norms:
         raise ValueError(f"recalibrate: {type(network).__name__} has no batch norms with running statistics")
     kept = [(m.momentum, {name: buffer.clone() for name, buffer in m.named_buffers(recurse=False)}) for m in norms]
     try:
-        _estimate(accelerator, network, norms, batches)
-        yield
+        yield _estimate(accelerator, network, norms, batches)
     finally:
         for norm, (momentum, buffers) in zip(norms, kept, strict=True):
             norm.momentum = momentum
@@ -50,7 +50,8 @@ def _estimate(
     network: SpikingNetwork | Hybrid,
     norms: list[nn.modules.batchnorm._BatchNorm],
     batches: Iterable[Tensor],
-) -> None:
+) -> int:
+    count = 0
     for norm in norms:
         norm.reset_running_stats()
         norm.momentum = None  # PyTorch's way to say: the mean over all batches
@@ -58,15 +59,16 @@ def _estimate(
     try:
         for images in batches:
             with accelerator.autocast():
-                network(channels_last(images))
+                logits = network(channels_last(images))
+            count += len(logits)
     finally:
         for norm in norms:
             norm.training = False
+    return count
 
 
-def _own_parts(network: SpikingNetwork | Hybrid) -> list[nn.Module]:
-    return [network.student, network.adapter] if isinstance(network, Hybrid) else [network]
-
-
-def _has_statistics(module: nn.Module) -> bool:
-    return isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None
+def _norms_with_statistics(network: SpikingNetwork | Hybrid) -> list[nn.modules.batchnorm._BatchNorm]:
+    """Those of all parts but the frozen teacher."""
+    parts: list[Any] = [network.student, network.adapter] if isinstance(network, Hybrid) else [network]
+    modules = [module for part in parts for module in part.modules()]
+    return [m for m in modules if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.running_mean is not None]

@@ -104,7 +104,7 @@ def _result(
         "input_size": list(size),
         "crop_pct": preprocessing.crop_pct,
         "interpolation": preprocessing.interpolation,
-        "recalibration_images": config.recalibration_images if config.recalibrate else None,
+        "recalibration_images": found[own].recalibration_images,
         "top1_by_timesteps": {steps: row["top1"] for steps, row in rows.items()},
         **({} if teacher is None else {"agreement_by_timesteps": {t: row["agreement"] for t, row in rows.items()}}),
         **({} if teacher is None else {TEACHER: teacher.top1, "teacher_top5": teacher.top5}),
