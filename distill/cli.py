@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import os
@@ -9,7 +10,7 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Generic, NamedTuple, NoReturn, TypeVar, get_type_hints
+from typing import Any, Generic, NamedTuple, NoReturn, TypeVar, get_args, get_type_hints
 
 import yaml
 from jsonargparse import ArgumentParser, set_parsing_settings
@@ -93,7 +94,7 @@ def parse(
     parser.add_class_arguments(config_class, as_group=False, skip=set() if positional is None else {positional})
     if default_recipe is not None and not any(a.split("=")[0] in ("--config", "-h", "--help") for a in argv):
         argv = ["--config", str(default_recipe), *argv]
-    namespace = parser.parse_args(argv)
+    namespace = parser.parse_args(_with_lists(argv, _number_lists(config_class)))
     try:
         config = _build(config_class, namespace)
     except ValueError as error:
@@ -103,6 +104,31 @@ def parse(
         plain.pop(name, None)
     text = yaml.safe_dump(plain, sort_keys=False)
     return Command(config, resumable and namespace.resume, text, namespace.allow_changed if resumable else [])
+
+
+def _number_lists(config_class: type, prefix: str = "") -> set[str]:
+    """The options, in dotted names, whose values are lists of numbers."""
+    found: set[str] = set()
+    for name, kind in get_type_hints(config_class).items():
+        if dataclasses.is_dataclass(kind):
+            found |= _number_lists(kind, f"{prefix}{name}.")  # type: ignore[arg-type]
+        elif {list[int], list[float]} & {kind, *get_args(kind)}:
+            found.add(prefix + name)
+    return found
+
+
+def _with_lists(argv: Sequence[str], names: set[str]) -> list[str]:
+    """Numbers with commas between them, or one alone, in the brackets that a list has in YAML: 1,2,4 as [1,2,4]."""
+    number = r"[-+]?[\d.]+(e[-+]?\d+)?"
+    options, result = {f"--{name}" for name in names}, []
+    for before, argument in zip(["", *argv], argv, strict=False):
+        option, equals, value = argument.partition("=")
+        if equals and option in options and re.fullmatch(rf"{number}(,\s*{number})*", value):
+            argument = f"{option}=[{value}]"
+        elif before in options and re.fullmatch(rf"{number}(,\s*{number})*", argument):
+            argument = f"[{argument}]"
+        result.append(argument)
+    return result
 
 
 def _build(config_class: type[C], namespace: Any, prefix: str = "") -> C:
@@ -120,13 +146,16 @@ def _build(config_class: type[C], namespace: Any, prefix: str = "") -> C:
         raise ValueError(f"{prefix}{error}") from None
 
 
-def run(main: Callable[[], None]) -> None:
+def run(main: Callable[[], None], resumable: bool = True) -> None:
     """Calls `main`; a user's mistake ends the process with one line on stderr and status 2.
+
+    Args:
+        resumable: whether SIGTERM asks it to save and end, to be continued with --resume.
 
     Of several processes the first to fail says why, and the main process that they were all asked to stop.
     """
     try:
-        with INTERRUPTION.listening(), loader_errors_explained():
+        with INTERRUPTION.listening() if resumable else contextlib.nullcontext(), loader_errors_explained():
             follow_launcher()
             main()
     except Preempted as stop:

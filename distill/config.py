@@ -275,7 +275,14 @@ class EvaluationConfig:
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
     """With pretrained or weights: the network's predictions are compared with this one's, too."""
     timesteps: list[int] = field(default_factory=list)
-    """Numbers of time steps to evaluate at, besides the network's own."""
+    """Numbers of time steps to evaluate at, besides the network's own, e.g. 1,2,4,8."""
+    recalibrate: bool = False
+    """Estimate batch-norm statistics anew at each of these T, on training images, for this evaluation alone."""
+    recalibration_images: int = 1024
+    """How many training images that takes, rounded up to whole batches."""
+    exit_thresholds: list[float] = field(default_factory=lambda: [0.5, 0.7, 0.9, 0.95, 0.99])
+    """Early exit at the largest T: an image stops at the first step at which the largest less the second largest
+    probability of the mean logits so far reaches a threshold, in (0, 1]; an empty list leaves it out."""
     batch_size: int = 128
     """Images of one forward pass on one process."""
     mixed_precision: Literal["no", "bf16", "fp16"] | None = None
@@ -286,9 +293,14 @@ class EvaluationConfig:
     """CPU threads of each process; None: all cores, shared by the processes."""
     out: str | None = None
     """A JSON file for the figures."""
+    csv: str | None = None
+    """A CSV file for the figures, in the columns of timm's results and some more, a row for each T."""
 
     def __post_init__(self) -> None:
         check(self.batch_size >= 1, "batch_size", self.batch_size, "at least 1")
+        images, thresholds = self.recalibration_images, self.exit_thresholds
+        check(images >= 1, "recalibration_images", images, "at least 1")
+        check(all(0 < t <= 1 for t in thresholds), "exit_thresholds", thresholds, "in (0, 1] each")
         check(all(steps >= 1 for steps in self.timesteps), "timesteps", self.timesteps, "at least 1 each")
 
 

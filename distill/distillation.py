@@ -16,10 +16,20 @@ from distill.adapter_start import start_adapters
 from distill.batch_size import batch_that_fits
 from distill.checkpoints import Checkpoints
 from distill.config import DistillConfig, TrainConfig
-from distill.data import Preprocessing, Splits, eval_loader, load_data, prepare_loader, skipped_images, train_loader
+from distill.data import (
+    Preprocessing,
+    Splits,
+    eval_loader,
+    load_data,
+    prepare_loader,
+    sample_loader,
+    skipped_images,
+    train_loader,
+)
 from distill.data.event_config import is_events
 from distill.data.event_frames import summed
 from distill.evaluation import TEACHER, by_name, top1
+from distill.frontier import ENERGY_IMAGES, RowsOfStages, in_order, row, stage_rows, teacher_costs
 from distill.hybrid import HybridDistiller
 from distill.hybrid_network import check_hybrid, save_hybrid
 from distill.loop import fit, unwrap
@@ -27,6 +37,7 @@ from distill.losses import check_tap_weights, distillation_losses
 from distill.mixing import Mixing
 from distill.network_config import InitConfig
 from distill.optimizers import make_optimizer
+from distill.random_numbers import repeatable
 from distill.results import image_extra, other_timesteps, student_results, write_results
 from distill.runs import stages_begun
 from distill.schedules import Stage, end_stages, hybrid_backward, prepare_stage, stages_of
@@ -81,6 +92,7 @@ def run(config: DistillConfig, session: Session, resume: bool) -> dict[str, Any]
     summary["seconds"] = earlier + time.perf_counter() - started
     if accelerator.is_main_process:
         write_results(session, summary, distiller.student, config.teacher.name, preprocessing, config.data, data)
+        trained.rows.drop()
     accelerator.wait_for_everyone()
     accelerator.end_training()
     return summary
@@ -130,6 +142,7 @@ class _Training:
         """Of the evaluation images, prepared."""
         self.figures: dict[str, Any] = {}
         """What the last evaluation of each stage said."""
+        self.rows = RowsOfStages(session, config.schedule.name == "progressive")
 
     def stages(self, distiller: HybridDistiller, begun: set[str], resume: bool) -> dict[str, Any]:
         """Trains what is not trained yet; returns the summary."""
@@ -145,6 +158,7 @@ class _Training:
             if config.init.adapters == "regression" and stage.taps and stage.name not in begun:
                 self._start_adapters(distiller, stage)
             self._fit(distiller, stage, resume)
+            self._weigh(distiller, stage)
             if number > 0 and accelerator.is_main_process:
                 Checkpoints(session.folder.checkpoints / stages[number - 1].name).drop()
             self._save_hybrids(distiller, stage)
@@ -193,6 +207,23 @@ class _Training:
 
         return top1(self.session.accelerator, self.loader, logits)
 
+    def _weigh(self, distiller: HybridDistiller, stage: Stage) -> None:
+        """Accuracy and energy of what the stage has trained, as it is now, at each T."""
+        config, accelerator, student = self.config, self.session.accelerator, distiller.student
+        distiller.eval()
+        own, figures = student.timesteps, {student.timesteps: dict(self.figures)}
+        try:
+            for steps in set(other_timesteps(config.data, config.eval_timesteps)) - {own}:
+                student.timesteps = steps
+                with repeatable(accelerator.device):
+                    figures[steps] = self._accuracy(distiller, stage)
+        finally:
+            student.timesteps = own
+        sample = sample_loader(self.data.eval, ENERGY_IMAGES, config.train.batch_size)
+        teacher = teacher_costs(distiller, self.images)
+        rows = stage_rows(accelerator, prepare_loader(accelerator, sample), distiller, stage, teacher, figures)
+        self.rows.add([*rows, row("teacher", None, self.figures["teacher_top1"], teacher.whole)])
+
     def _save_hybrids(self, distiller: HybridDistiller, stage: Stage) -> None:
         """Each hybrid as it is when its own training ends."""
         if not (self.config.save_hybrids and self.session.accelerator.is_main_process):
@@ -214,14 +245,15 @@ class _Training:
         seconds, images = (sum(line[name] for line in lines) for name in ("train_seconds", "images"))
         student: SpikingNetwork = distiller.student
         student.eval()
-        others = other_timesteps(self.config.data, self.config.eval_timesteps)
+        rows = in_order(self.rows.all, [tap.name for tap in distiller.taps])
+        by_timesteps = {r["timesteps"]: r["top1"] for r in rows if r["network"] == "student"}
         return {
             "teacher_top1": last["teacher_top1"],
             "hybrid_top1": _of_taps(last, "hybrid_top1/"),
             "hybrid_agreement": _of_taps(last, "hybrid_agreement/"),
             "student_agreement": last["student_agreement"],
             "schedule": self.config.schedule.name,
-            **student_results(accelerator, self.loader, student, last["student_top1"], others, seconds, images),
+            **student_results(accelerator, self.loader, student, by_timesteps, rows, seconds, images),
         }
 
 

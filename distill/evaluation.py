@@ -9,11 +9,11 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from distill.firing import ImageRates
 from distill.hybrid import HybridOutput
 from distill.interruption import INTERRUPTION
 from distill.loop import channels_last
-from distill.taps import hooks
-from models import DSRNeuron, SpikeTrain, SpikingNetwork, SpikingNeuron
+from models import SpikingNetwork
 
 TEACHER = "teacher_top1"
 
@@ -79,27 +79,11 @@ def firing_rates(accelerator: Accelerator, loader: DataLoader, student: nn.Modul
     Args:
         student: a spiking network, or a hybrid of one.
     """
-    per_image: dict[str, Tensor] = {}
-    neurons = {name: m for name, m in student.named_modules() if isinstance(m, (SpikingNeuron, DSRNeuron))}
-    calls = {name: m.calls_per_step if isinstance(m, SpikingNeuron) else 1 for name, m in neurons.items()}
-    names: list[str] = []
+    rates = ImageRates(student)
     sums, count = torch.zeros(()), 0
-
-    def add(name: str) -> Callable:
-        def hook(module: nn.Module, args: tuple, output: SpikeTrain) -> None:
-            fired = output.folded != 0  # a spike of DSR is as large as its threshold
-            of_steps = fired.flatten(1).mean(1, dtype=torch.float32).unflatten(0, (-1, len(output)))
-            per_image[name] = per_image.get(name, 0.0) + of_steps.mean(0) / calls[name]  # type: ignore[assignment]
-
-        return hook
-
-    with hooks([(module, add(name)) for name, module in neurons.items()]):
-        for images, _ in loader:
-            per_image.clear()
-            with accelerator.autocast():
-                student(channels_last(images))
-            names = list(per_image)
-            # image by image, because several processes are given some twice to have batches of one size
-            rates = accelerator.gather_for_metrics(torch.stack(list(per_image.values()), dim=1))
-            sums, count = sums + rates.sum(0).cpu(), count + len(rates)
-    return dict(zip(names, (sums / count).tolist(), strict=True))
+    for images, _ in loader:
+        with accelerator.autocast(), rates.recorded():
+            student(channels_last(images))
+        found = accelerator.gather_for_metrics(rates.of_images())
+        sums, count = sums + found.sum(0).cpu(), count + len(found)
+    return dict(zip(rates.names, (sums / count).tolist(), strict=True))

@@ -20,7 +20,7 @@ from distill.data.event_frames import summed
 from distill.layouts import Layout
 from distill.parts import Calls
 from distill.tails import look, run_tails
-from distill.taps import Tap
+from distill.taps import Tap, hooks
 from models import SpikingNetwork, create_ann
 from models.ann import timm_spec
 from models.hub import Download
@@ -94,14 +94,29 @@ class Hybrid(nn.Module):
         return self
 
     def forward(self, images: Tensor) -> Tensor:
-        name = self.tap.name
-        rate = self.student(images, until=self.student_tap)
+        return self._behind_tap(self.student(images, until=self.student_tap), *self._images_and_prefix(images))
+
+    def cumulative_logits(self, images: Tensor) -> Tensor:
+        """Logits (T, B, K) from the mean of the rates up to each step: the teacher's blocks run T times."""
+        streams: list[Tensor] = []
+        module = self.student.get_submodule(self.student_tap)
+        with hooks([(module, lambda module, args, output: streams.append(output.stream))]):
+            self.student(images, until=self.student_tap)
+        rest = self._images_and_prefix(images)
+        return torch.stack([self._behind_tap(rate, *rest) for rate in running_mean(at_least_float32(streams[0]))])
+
+    def _images_and_prefix(self, images: Tensor) -> tuple[Tensor, Tensor | None, tuple[int, int]]:
+        """The images as the teacher sees them, its class tokens at the tap, (H, W) of its feature there."""
         images = summed(images)
-        prefix, size = None, None
-        if self.runs_whole_teacher:
-            feature = look(self.teacher, [self.tap], images)[1][name]
-            prefix, size = feature.prefix, feature.size
-        adapted = self.adapter(rate, size or self._size(images))
+        if not self.runs_whole_teacher:
+            return images, None, self._size(images)
+        feature = look(self.teacher, [self.tap], images)[1][self.tap.name]
+        return images, feature.prefix, feature.size
+
+    def _behind_tap(self, rate: Tensor, images: Tensor, prefix: Tensor | None, size: tuple[int, int]) -> Tensor:
+        """Adapter and teacher: rates (B, c, h, w) to logits (B, K)."""
+        name = self.tap.name
+        adapted = self.adapter(rate, size)
         blank = images.new_zeros(self.blanks, *images.shape[1:])
         return at_least_float32(run_tails(self.teacher, [self.tap], {name: adapted}, {name: prefix}, blank)[name])
 
@@ -122,6 +137,12 @@ class Hybrid(nn.Module):
         if key not in sizes:
             sizes[key] = look(self.teacher, [self.tap], images.new_zeros(1, *key))[1][self.tap.name].size
         return sizes[key]
+
+
+def running_mean(stream: Tensor) -> Tensor:
+    """The mean of a stream (T, B, ...) up to each step."""
+    steps = torch.arange(1, len(stream) + 1, device=stream.device, dtype=stream.dtype)
+    return stream.cumsum(0) / steps.view(-1, *[1] * (stream.ndim - 1))
 
 
 def save_hybrid(
@@ -203,6 +224,16 @@ def load_hybrid(folder: str | os.PathLike[str], **download: Unpack[Download]) ->
     if "extra" in spec:
         hybrid.spec["extra"] = spec["extra"]
     return hybrid.eval()
+
+
+def parameters_that_run(hybrid: Hybrid, size: tuple[int, ...]) -> int:
+    """How many parameters have a part, those of the teacher's blocks included.
+
+    Args:
+        size: (C, H, W) of its images.
+    """
+    parameters = dict(hybrid.named_parameters())
+    return sum(parameters[name].numel() for name in _own_state(hybrid, size) if name in parameters)
 
 
 def _own_state(hybrid: Hybrid, size: tuple[int, ...]) -> list[str]:

@@ -10,7 +10,6 @@ from distill.checks import check
 from distill.hybrid_network import Hybrid
 from distill.saved_evaluation import load_network
 from models import Prediction
-from models.hub import saved_network
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +41,7 @@ def run(config: PredictionConfig) -> list[Prediction]:
         FileNotFoundError: if there is no such network or image.
         ValueError: if an image cannot be read, or the network takes none.
     """
-    network = load_network(str(saved_network(config.model, "network")))
+    network = load_network(config.model)
     if config.timesteps is not None:
         network.timesteps = config.timesteps
     network.to("cuda" if torch.cuda.is_available() else "cpu")

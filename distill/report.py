@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any
 
+from distill.energy_table import energy_columns, energy_lines
 from models import card
 
 log = logging.getLogger(__name__)
@@ -33,14 +34,29 @@ def versions() -> dict[str, str]:
 
 
 def table(summary: dict[str, Any]) -> str:
-    """The summary's accuracies as lines of text, the student's own T marked; teacher and hybrids where it has them."""
-    rows = [("teacher", summary["teacher_top1"])] if "teacher_top1" in summary else []
-    rows += [(f"hybrid up to {tap}", value) for tap, value in summary.get("hybrid_top1", {}).items()]
-    rows += [(f"SNN, T = {summary['timesteps']}", summary["student_top1"])]
-    rows += [(f"  evaluated at T = {steps}", value) for steps, value in summary["student_top1_by_timesteps"].items()]
-    width = max(len(name) for name, _ in rows)
+    """The summary's accuracies as lines of text, the student's own T marked; teacher and hybrids where it has them.
+
+    With energies, where they are known, and what they rest on.
+    """
+    own = summary["timesteps"]
+    rows = [("teacher", summary["teacher_top1"], ("teacher", None))] if "teacher_top1" in summary else []
+    rows += [
+        (f"hybrid up to {tap}", value, (f"hybrid/{tap}", own)) for tap, value in summary.get("hybrid_top1", {}).items()
+    ]
+    rows += [(f"SNN, T = {own}", summary["student_top1"], ("student", own))]
+    others = summary["student_top1_by_timesteps"].items()
+    rows += [(f"  evaluated at T = {steps}", value, ("student", steps)) for steps, value in others]
+    width = max(len(name) for name, _, _ in rows)
     lines = [f"{'network':<{width}}  top-1 (%)", f"{'-' * width}  ---------"]
-    return "\n".join(lines + [f"{name:<{width}}  {value:9.2f}" for name, value in rows])
+    lines += [f"{name:<{width}}  {value:9.2f}" for name, value, _ in rows]
+    if "frontier" not in summary:
+        return "\n".join(lines)
+    energies = {(row["network"], row["timesteps"]): row for row in summary["frontier"]}
+    reference = energies.get(("teacher", None))
+    headings, cells = energy_columns([energies.get(key) for _, _, key in rows], reference)
+    more = [headings, ["-" * len(heading) for heading in headings], *cells]
+    lines = ["  ".join([line, *columns]).rstrip() for line, columns in zip(lines, more, strict=True)]
+    return "\n".join([*lines, *energy_lines(summary["energy_assumptions"], reference)])
 
 
 def rate_warnings(rates: dict[str, float]) -> list[str]:

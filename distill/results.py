@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from accelerate import Accelerator
@@ -10,7 +11,9 @@ from torch.utils.data import DataLoader
 
 from distill.data import DataConfig, Preprocessing, Splits
 from distill.data.event_config import is_events
-from distill.evaluation import firing_rates, top1_by_timesteps
+from distill.energy import assumptions
+from distill.frontier import ENERGY_IMAGES, Row
+from distill.judgement import BINS, judge
 from distill.random_numbers import repeatable
 from distill.report import model_card, rate_warnings, table, versions, warn_of_skipped
 from distill.session import Session
@@ -24,8 +27,8 @@ def student_results(
     accelerator: Accelerator,
     loader: DataLoader,
     student: SpikingNetwork,
-    student_top1: float,
-    eval_timesteps: list[int],
+    top1: Mapping[int, float],
+    frontier: Sequence[Row],
     train_seconds: float,
     images: int,
 ) -> dict[str, Any]:
@@ -33,23 +36,25 @@ def student_results(
 
     Args:
         loader: of the evaluation images, prepared.
-        student_top1: at its own T, in percent.
-        eval_timesteps: the other numbers of time steps to look at.
+        top1: of the network, in percent, at its own T and at others.
+        frontier: of all networks of the run.
         train_seconds: of its training, on the main process.
         images: that it was trained on in that time, all processes together.
     """
-    others = [steps for steps in eval_timesteps if steps != student.timesteps]
     with repeatable(accelerator.device):
-        by_timesteps = top1_by_timesteps(accelerator, loader, student, others) | {student.timesteps: student_top1}
-        rates = firing_rates(accelerator, loader, student)
+        judged = judge(accelerator, loader, lambda images: {"student": student(images)}, student)
+    figures, rates = judged.figures["student"], judged.firing_rates
     return {
-        "student_top1": student_top1,
-        "student_top1_by_timesteps": dict(sorted(by_timesteps.items())),
+        "student_top1": top1[student.timesteps],
+        "student_top1_by_timesteps": dict(sorted(top1.items())),
         "timesteps": student.timesteps,
         "algorithm": student.algorithm,
         "parameters": sum(p.numel() for p in student.parameters()),
         "mean_firing_rate": sum(rates.values()) / len(rates),
         "firing_rates": rates,
+        "frontier": list(frontier),
+        "energy_assumptions": assumptions(min(ENERGY_IMAGES, judged.images)),
+        "confidence": {"ece": figures.ece, "bins": BINS, "mean": figures.confidence},
         "train_seconds": train_seconds,
         "images_per_second": images / max(train_seconds, 1e-9),
         "versions": versions(),

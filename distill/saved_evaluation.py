@@ -8,19 +8,25 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
 from distill.config import EvaluationConfig, RunConfig
-from distill.data import Preprocessing, Splits, eval_loader, load_data, prepare_loader
+from distill.data import Preprocessing, Splits, load_data, skipped_images
 from distill.data.event_config import is_events
-from distill.data.event_frames import summed
-from distill.evaluation import TEACHER, firing_rates, top1
-from distill.hybrid_network import KIND, Hybrid, load_hybrid
-from distill.report import rate_warnings, versions
+from distill.energy import assumptions
+from distill.evaluation import TEACHER
+from distill.evaluation_report import csv_text, evaluation_table
+from distill.evaluator import AtTimesteps, Evaluator
+from distill.frontier import ENERGY_IMAGES
+from distill.hybrid_network import KIND, Hybrid, load_hybrid, parameters_that_run
+from distill.judgement import BINS
+from distill.network_energy import NetworkEnergy
+from distill.report import rate_warnings, versions, warn_of_skipped
 from distill.session import start
 from distill.teachers import build_teacher, check_classes, has_weights
 from models import SpikingNetwork, load_snn
+from models.hub import saved_network
 from models.io import CONFIG, replace_text
+from models.preprocessing import preprocessing_of
 
 log = logging.getLogger(__name__)
 
@@ -29,105 +35,124 @@ def run(config: EvaluationConfig) -> dict[str, Any]:
     """The job of scripts/evaluate.py.
 
     Returns:
-        what it prints and, where `config.out` says so, writes: top-1 in percent at each number of time steps, agreement
-        with the teacher where one is given, firing rates at the network's own T.
+        what it prints and, where the configuration says so, writes: at each number of time steps accuracies, agreement
+        with the teacher where one is given, calibration error, firing rates and energy; early exit at the largest.
 
     Raises:
         FileNotFoundError: if the folder holds no network.
-        ValueError: if the data has other classes than the network, or says nothing of how its images are made.
+        ValueError: if the data has other classes than the network, or says nothing of how its images are made; if
+            statistics are to be estimated anew where there are none, or no images for it.
     """
     network = load_network(config.model)
-    preprocessing = _preprocessing(network, config.model)
+    preprocessing = images_of(network, config.model)
     settings = RunConfig(
         trackers=[], mixed_precision=config.mixed_precision, compile=config.compile, threads=config.threads
     )
     accelerator = start(settings, False, "run: {}").accelerator
     data = load_data(config.data, preprocessing, settings.seed, network.timesteps)
     _check_classes(network, data, config.model)
+    if config.recalibrate and len(data.train) == 0:
+        raise ValueError(f"recalibrate takes training images: data.name={config.data.name!r} has none")
     teacher = None
     if has_weights(config.teacher):
         teacher = build_teacher(config.teacher, len(data.classes)).to(accelerator.device).eval()
         check_classes(config.teacher, teacher, len(data.classes))
-    loader = prepare_loader(accelerator, eval_loader(data.eval, config.batch_size, workers=config.data.workers))
     network = network.to(accelerator.device).to(memory_format=torch.channels_last)
-    own = network.timesteps
-    rows = {}
-    for steps in sorted({own, *config.timesteps}):
-        network.timesteps = steps
+    energy = NetworkEnergy(network, torch.zeros(1, *preprocessing.input_size, device=accelerator.device), teacher)
+    evaluator = Evaluator(config, accelerator, network, teacher, energy)
+    own, found = network.timesteps, {}
+    wanted = sorted({own, *config.timesteps})
+    for steps in wanted:
+        cut = data
         if steps != own and is_events(config.data):  # the recordings are cut anew, into as many frames
-            others = load_data(config.data, preprocessing, settings.seed, steps)
-            cut = prepare_loader(accelerator, eval_loader(others.eval, config.batch_size, workers=config.data.workers))
-        else:
-            cut = loader
-        rows[steps] = top1(accelerator, cut, lambda images: _logits(network, teacher, images))
+            cut = load_data(config.data, preprocessing, settings.seed, steps)
+        exits = steps == wanted[-1] and bool(config.exit_thresholds)
+        found[steps] = evaluator.at(steps, cut, settings.seed, exits)
     network.timesteps = own
-    rates = firing_rates(accelerator, loader, network)
-    result = {
-        "model": str(config.model),
-        "kind": KIND if isinstance(network, Hybrid) else "student",
-        "images": len(data.eval),
-        "timesteps": own,
-        "top1_by_timesteps": {steps: row["top1"] for steps, row in rows.items()},
-        **({} if teacher is None else {"agreement_by_timesteps": {t: row["agreement"] for t, row in rows.items()}}),
-        **({} if teacher is None else {TEACHER: rows[own][TEACHER]}),
-        "mean_firing_rate": sum(rates.values()) / len(rates),
-        "firing_rates": rates,
-        "versions": versions(),
-    }
+    skipped = list(skipped_images(accelerator, data.eval))
+    result = _result(config, network, preprocessing, len(data.eval), skipped, found, energy)
     if accelerator.is_main_process:
-        for line in rate_warnings(rates):
+        warn_of_skipped(skipped)
+        for line in rate_warnings(result["firing_rates"]):
             log.warning("warning: %s", line)
         log.info("\n%s\n", evaluation_table(result))
-        if config.out is not None:
-            Path(config.out).parent.mkdir(parents=True, exist_ok=True)
-            replace_text(Path(config.out), json.dumps(result, indent=2) + "\n")
+        for file, text in ((config.out, json.dumps(result, indent=2) + "\n"), (config.csv, csv_text(result))):
+            if file is not None:
+                Path(file).parent.mkdir(parents=True, exist_ok=True)
+                replace_text(Path(file), text)
     accelerator.end_training()
     return result
 
 
-def load_network(folder: str) -> SpikingNetwork | Hybrid:
-    """A student or a hybrid, whichever the folder holds, in evaluation mode."""
-    path = Path(folder) / CONFIG
-    if not path.is_file():
-        raise FileNotFoundError(f"model: {folder} holds no saved network: {CONFIG} is missing")
+def _result(
+    config: EvaluationConfig,
+    network: SpikingNetwork | Hybrid,
+    preprocessing: Preprocessing,
+    images: int,
+    skipped: list[str],
+    found: dict[int, AtTimesteps],
+    energy: NetworkEnergy,
+) -> dict[str, Any]:
+    """What --out holds, in JSON types but for the numbers of time steps, which are keys."""
+    own, last = network.timesteps, max(found)
+    rows = {steps: at.entries() for steps, at in found.items()}
+    hybrid = isinstance(network, Hybrid)
+    size = preprocessing.input_size
+    parameters = parameters_that_run(network, size) if hybrid else sum(p.numel() for p in network.parameters())
+    teacher = found[own].teacher
+    return {
+        "model": str(config.model),
+        "kind": KIND if hybrid else "student",
+        "images": images,
+        "skipped_images": skipped,
+        "timesteps": own,
+        "parameters": parameters,
+        "input_size": list(size),
+        "crop_pct": preprocessing.crop_pct,
+        "interpolation": preprocessing.interpolation,
+        "recalibration_images": found[own].recalibration_images,
+        "top1_by_timesteps": {steps: row["top1"] for steps, row in rows.items()},
+        **({} if teacher is None else {"agreement_by_timesteps": {t: row["agreement"] for t, row in rows.items()}}),
+        **({} if teacher is None else {TEACHER: teacher.top1, "teacher_top5": teacher.top5}),
+        "mean_firing_rate": rows[own]["mean_firing_rate"],
+        "firing_rates": rows[own]["firing_rates"],
+        "by_timesteps": rows,
+        "ece_bins": BINS,
+        "early_exit": {"timesteps": last, "thresholds": found[last].exits} if found[last].exits else None,
+        "analogue_energy": None if energy.reference is None else energy.reference.figures(),
+        "energy_assumptions": assumptions(min(ENERGY_IMAGES, images)),
+        "versions": versions(),
+    }
+
+
+def load_network(folder_or_id: str) -> SpikingNetwork | Hybrid:
+    """A student or a hybrid, whichever a folder or a repository of the hub holds, in evaluation mode.
+
+    Raises:
+        FileNotFoundError: names the folder or id, and the file that is missing.
+        ValueError: if its configuration is none, or does not fit the weights.
+    """
+    folder = saved_network(folder_or_id, "network")
     try:
-        kind = json.loads(path.read_text()).get("kind")
+        kind = json.loads((folder / CONFIG).read_text()).get("kind")
     except (json.JSONDecodeError, AttributeError) as error:
-        raise ValueError(f"{path} is no configuration of a network: {error}") from error
+        raise ValueError(f"{folder / CONFIG} is no configuration of a network: {error}") from error
     return load_hybrid(folder) if kind == KIND else load_snn(folder)
 
 
-def evaluation_table(result: dict[str, Any]) -> str:
-    """Lines of text: a row for each number of time steps."""
-    agreement = result.get("agreement_by_timesteps", {})
-    lines = ["T    top-1 (%)" + ("  as the teacher (%)" if agreement else "")]
-    for steps, value in result["top1_by_timesteps"].items():
-        mark = " *" if steps == result["timesteps"] else ""
-        lines.append(f"{steps:<3}  {value:9.2f}" + (f"  {agreement[steps]:18.2f}" if agreement else "") + mark)
-    lines.append(f"* the T that the network was trained at; on {result['images']} images")
-    if TEACHER in result:
-        lines.append(f"teacher: {result[TEACHER]:.2f} %")
-    lines.append(f"mean firing rate: {100 * result['mean_firing_rate']:.1f} % of the neurons in a step")
-    return "\n".join(lines)
+def images_of(network: SpikingNetwork | Hybrid, model: str) -> Preprocessing:
+    """How a saved network wants its images.
 
+    Args:
+        model: where it comes from, for the message.
 
-def _logits(network: nn.Module, teacher: nn.Module | None, images: Tensor) -> dict[str, Tensor]:
-    return {**({} if teacher is None else {TEACHER: teacher(summed(images))}), "top1": network(images)}
-
-
-def _preprocessing(network: SpikingNetwork | Hybrid, folder: str) -> Preprocessing:
-    extra = network.spec.get("extra", {})
+    Raises:
+        ValueError: names the entry of its configuration that is missing or wrong.
+    """
     try:
-        return Preprocessing(
-            input_size=tuple(extra["input_size"]),
-            mean=tuple(extra["mean"]),
-            std=tuple(extra["std"]),
-            interpolation=extra.get("interpolation", "bilinear"),
-            crop_pct=extra.get("crop_pct", 1.0),
-        )
-    except KeyError as error:
-        missing = f"extra.{error.args[0]} is missing"
-        raise ValueError(f"{folder}/{CONFIG} does not say how images are made: {missing}") from None
+        return preprocessing_of(network.spec)
+    except ValueError as error:
+        raise ValueError(f"{model}/{CONFIG}: {error}") from error
 
 
 def _check_classes(network: SpikingNetwork | Hybrid, data: Splits, folder: str) -> None:

@@ -16,12 +16,23 @@ from distill.backward import Backward, each_step, once
 from distill.batch_size import batch_that_fits
 from distill.checkpoints import Checkpoints
 from distill.config import SnnTrainingConfig
-from distill.data import Preprocessing, Splits, eval_loader, load_data, prepare_loader, skipped_images, train_loader
-from distill.evaluation import top1
+from distill.data import (
+    Preprocessing,
+    Splits,
+    eval_loader,
+    load_data,
+    prepare_loader,
+    sample_loader,
+    skipped_images,
+    train_loader,
+)
+from distill.evaluation import top1, top1_by_timesteps
+from distill.frontier import ENERGY_IMAGES, in_order, student_rows
 from distill.loop import fit, unwrap
 from distill.mixing import Mixing
 from distill.network_config import InitConfig
 from distill.optimizers import make_optimizer
+from distill.random_numbers import repeatable
 from distill.results import other_timesteps, student_results, write_results
 from distill.runs import stages_begun
 from distill.session import Session
@@ -72,10 +83,13 @@ def run(config: SnnTrainingConfig, session: Session, resume: bool) -> dict[str, 
         score="student_top1",
     )
     student: Any = unwrap(accelerator, result.model)
-    others = other_timesteps(config.data, config.eval_timesteps)
-    summary = student_results(
-        accelerator, loader, student, result.evaluation["student_top1"], others, result.seconds, result.images
-    )
+    others = [steps for steps in other_timesteps(config.data, config.eval_timesteps) if steps != student.timesteps]
+    with repeatable(accelerator.device):
+        found = top1_by_timesteps(accelerator, loader, student, others)
+    found[student.timesteps] = result.evaluation["student_top1"]
+    sample = prepare_loader(accelerator, sample_loader(data.eval, ENERGY_IMAGES, config.train.batch_size))
+    rows = in_order(student_rows(accelerator, sample, student, found), [])
+    summary = student_results(accelerator, loader, student, found, rows, result.seconds, result.images)
     summary["skipped_images"] = list(skipped_images(accelerator, data.train, data.eval))
     summary["seconds"] = earlier + time.perf_counter() - started
     if accelerator.is_main_process:

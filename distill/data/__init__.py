@@ -4,7 +4,7 @@ from distill.data.config import DataConfig, Preprocessing
 from distill.data.datasets import Splits, load_data
 from distill.data.faults import skipped_images
 from distill.data.image_set import ImageSet
-from distill.data.loaders import eval_loader, prepare_loader, sample_indices, skip_batches, train_loader
+from distill.data.loaders import eval_loader, prepare_loader, sample_indices, sample_loader, skip_batches, train_loader
 
 __all__ = [
     "DataConfig",
@@ -15,6 +15,7 @@ __all__ = [
     "load_data",
     "prepare_loader",
     "sample_indices",
+    "sample_loader",
     "skip_batches",
     "skipped_images",
     "train_loader",

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, Subset
 
 from distill.data.image_set import ImageSet
 from distill.data.seeds import check_seed
@@ -76,6 +76,18 @@ def eval_loader(dataset: ImageSet, batch_size: int, *, workers: int | None = Non
     """All images once, in order, in batches (B, C, H, W) with labels (B,); the last batch may be smaller."""
     _check_batch_size(batch_size)
     return _loader(dataset, batch_size, workers, sampler=None, drop_last=False)
+
+
+def sample_loader(dataset: ImageSet, images: int, batch_size: int) -> DataLoader[tuple[Tensor, Tensor]]:
+    """Some images of a set, evenly spread over it, as `eval_loader` gives all of them; the process itself reads them.
+
+    Args:
+        images: how many, at most all.
+    """
+    _check_batch_size(batch_size)
+    count = min(images, len(dataset))
+    chosen = [i * len(dataset) // count for i in range(count)]
+    return _loader(dataset, batch_size, 0, sampler=None, drop_last=False, only=chosen)
 
 
 def prepare_loader(accelerator: Accelerator, loader: DataLoader) -> Any:
@@ -150,14 +162,21 @@ def _plan(loader: Any) -> tuple[Any, int, int]:
 
 
 def _loader(
-    dataset: ImageSet, batch_size: int, workers: int | None, *, sampler: EpochSampler | None, drop_last: bool
+    dataset: ImageSet,
+    batch_size: int,
+    workers: int | None,
+    *,
+    sampler: EpochSampler | None,
+    drop_last: bool,
+    only: list[int] | None = None,
 ) -> DataLoader[tuple[Tensor, Tensor]]:
     if workers is None:
         workers = 0 if dataset.in_memory else min(MOST_WORKERS, _cpus())
     if workers < 0:
         raise ValueError(f"workers is {workers}; allowed: integers from 0 up")
+    images = dataset if only is None else Subset(dataset, only)
     return DataLoader(
-        cast(Dataset[tuple[Tensor, Tensor]], dataset),  # batches hold tensors of labels, items plain integers
+        cast(Dataset[tuple[Tensor, Tensor]], images),  # batches hold tensors of labels, items plain integers
         batch_size,
         sampler=sampler,
         drop_last=drop_last,

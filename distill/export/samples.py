@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
-from distill.data import Preprocessing, eval_loader, load_data
+from distill.data import eval_loader, load_data
 from distill.data.event_config import is_events
 from distill.export.config import ExportConfig
 from distill.hybrid_network import Hybrid
+from distill.saved_evaluation import images_of
 from models import SpikingNetwork
-from models.io import CONFIG
 
 BATCH = 100
 
@@ -48,7 +46,7 @@ def samples_for(config: ExportConfig, network: SpikingNetwork | Hybrid) -> Tenso
 
 
 def _noise(config: ExportConfig, network: SpikingNetwork | Hybrid) -> Tensor:
-    pre = _preprocessing(config, network)
+    pre = images_of(network, config.model)
     mean, std = (torch.tensor(values)[:, None, None] for values in (pre.mean, pre.std))
     values = torch.rand(config.samples, *pre.input_size, generator=torch.Generator().manual_seed(0))
     return (values - mean) / std
@@ -56,7 +54,7 @@ def _noise(config: ExportConfig, network: SpikingNetwork | Hybrid) -> Tensor:
 
 def _images(config: ExportConfig, network: SpikingNetwork | Hybrid) -> Tensor:
     events = is_events(config.data)
-    data = load_data(config.data, _preprocessing(config, network), timesteps=network.timesteps)
+    data = load_data(config.data, images_of(network, config.model), timesteps=network.timesteps)
     known = network.spec["extra"].get("classes")
     if known is not None and list(known) != list(data.classes):
         raise ValueError(
@@ -73,17 +71,3 @@ def _images(config: ExportConfig, network: SpikingNetwork | Hybrid) -> Tensor:
             if wanted == 0:
                 break
     return torch.cat(batches, 1 if events else 0)
-
-
-def _preprocessing(config: ExportConfig, network: SpikingNetwork | Hybrid) -> Preprocessing:
-    extra: dict[str, Any] = network.spec.get("extra", {})
-    names = ("input_size", "mean", "std", "interpolation", "crop_pct")
-    known = {name: extra[name] for name in names if name in extra}
-    for name in ("input_size", "mean", "std"):
-        if name not in known:
-            raise ValueError(
-                f"{config.model}/{CONFIG} does not say how images are made: extra.{name} is missing (models.save_snn "
-                "takes it as extra)"
-            )
-        known[name] = tuple(known[name])
-    return Preprocessing(**known)

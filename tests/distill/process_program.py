@@ -25,9 +25,12 @@ from toy_runs import TEACHER, distil, start, tiny
 
 import models
 from distill import DataConfig, cli, loop
-from distill.data import Preprocessing, eval_loader, load_data, prepare_loader
+from distill.data import Preprocessing, eval_loader, load_data, prepare_loader, sample_loader
 from distill.data.transforms import Normalize
+from distill.early_exit import early_exit
+from distill.energy import spiking_costs
 from distill.evaluation import firing_rates, top1
+from distill.judgement import judge
 from models import NeuronConfig
 
 BATCH = 16
@@ -155,6 +158,14 @@ def evaluate(folder: Path) -> dict[int, dict[str, float]]:
         loader = prepare_loader(session.accelerator, eval_loader(data.eval, 8))
         accuracy = top1(session.accelerator, loader, lambda images: {"student": student(images)})
         figures[size] = {**accuracy, **firing_rates(session.accelerator, loader, student)}
+        judged = judge(session.accelerator, loader, lambda images: {"student": student(images)}, student)
+        figures[size] |= {"top5": judged.figures["student"].top5, "ece": judged.figures["student"].ece}
+        figures[size] |= {f"judged/{name}": rate for name, rate in judged.firing_rates.items()}
+        sample = prepare_loader(session.accelerator, sample_loader(data.eval, 13, 4))
+        costs = spiking_costs(session.accelerator, sample, student)
+        figures[size] |= {"acs": costs.whole.acs, "counted on": costs.images}
+        (exits,) = early_exit(session.accelerator, loader, student, [0.5])
+        figures[size] |= exits
     return figures
 
 

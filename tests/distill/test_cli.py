@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from distill import DistillConfig, SnnTrainingConfig, cli
-from distill.config import TeacherTrainingConfig
+from distill.config import EvaluationConfig, TeacherTrainingConfig
 from distill.runs import flatten
 from distill.steps import NonFiniteLossError
 from models import UnsupportedOperationError
@@ -331,3 +331,32 @@ def test_our_own_mistakes_keep_their_traceback():
 
     with pytest.raises(AssertionError):
         cli.run(main)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "timesteps", "thresholds"),
+    [
+        (["--timesteps", "1,2,4,8"], [1, 2, 4, 8], None),
+        (["--timesteps=1,2"], [1, 2], None),
+        (["--timesteps", "[1, 2]"], [1, 2], None),
+        (["--timesteps", "4", "--exit_thresholds", "0.5,1e-1"], [4], [0.5, 0.1]),
+        (["--timesteps", "1, 2", "--exit_thresholds", "[]"], [1, 2], []),
+    ],
+)
+def test_lists_of_numbers_are_written_with_commas(arguments, timesteps, thresholds):
+    config = cli.parse(EvaluationConfig, ["--model", "1,2", *arguments], resumable=False).config
+    assert config.timesteps == timesteps and config.model == "1,2"
+    assert config.exit_thresholds == (EvaluationConfig(model="x").exit_thresholds if thresholds is None else thresholds)
+
+
+def test_lists_of_numbers_inside_of_groups_are_written_with_commas_too():
+    arguments = ["--schedule.epochs", "1,2,3,4", "--schedule.name", "progressive", "--teacher.mean=0.5,0.25,0"]
+    config = cli.parse(DistillConfig, arguments).config
+    assert config.schedule.epochs == [1, 2, 3, 4] and config.teacher.mean == [0.5, 0.25, 0.0]
+
+
+def test_a_list_with_what_is_no_number_is_one_line(capsys):
+    with pytest.raises(SystemExit):
+        cli.parse(EvaluationConfig, ["--model", "x", "--timesteps", "1,x"], resumable=False)
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "timesteps" in error and "1,x" in error

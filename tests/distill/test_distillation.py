@@ -69,6 +69,35 @@ def test_the_summary_has_percentages_of_every_network(finished):
     assert all(0 <= rate <= 1 for rate in saved["firing_rates"].values()) and len(saved["firing_rates"]) == 17
 
 
+def test_the_frontier_has_accuracy_and_energy_of_every_network_at_every_t(finished):
+    folder, _, summary = finished
+    rows = {(row["network"], row["timesteps"]): row for row in summary["frontier"]}
+    taps = ["layer1", "layer2", "layer3"]
+    hybrids = [(f"hybrid/{tap}", steps) for tap in taps for steps in (1, 2)]
+    assert list(rows) == [("teacher", None), *hybrids, ("student", 1), ("student", 2)]
+    assert rows["teacher", None]["top1"] == summary["teacher_top1"]
+    for tap in taps:
+        assert rows[f"hybrid/{tap}", 2]["top1"] == summary["hybrid_top1"][tap]
+    for steps in (1, 2):
+        assert rows["student", steps]["top1"] == summary["student_top1_by_timesteps"][steps]
+    # the teacher: a stem of 64 channels on 8x8 pixels, layer1's first convolution and shortcut, 15 convolutions of 8
+    # channels on 8x8 pixels and less, 1x1 shortcuts, a head
+    stem = 9 * 64 * 64
+    macs = stem + (9 + 1) * 64 * 8 * 64 + 9 * 64 * (3 * 64 + 4 * 16 + 4 * 4 + 4 * 1) + 64 * (16 + 4 + 1) + 80
+    assert rows["teacher", None]["macs"] == macs and rows["teacher", None]["mac_share_of_layers"] == 1
+    # of the student the stem alone, at each step: the map in front of the pool is one place, so the head sees spikes
+    assert rows["student", 2]["macs"] == 2 * stem == 2 * rows["student", 1]["macs"]
+    assert rows["student", 2]["mac_share_of_layers"] == 1 / 22 and rows["student", 2]["acs"] > 0
+    # of the hybrid up to layer3 the stem twice, the adapter and layer4 and the head once
+    behind = 9 * 64 * 4 * 1 + 64 * 1 + 80
+    assert rows["hybrid/layer3", 2]["macs"] == 2 * stem + 64 * 4 + behind
+    assert rows["hybrid/layer3", 2]["acs"] < rows["student", 2]["acs"]
+    confidence = summary["confidence"]
+    assert 0 <= confidence["ece"] <= 1 and 0.1 <= confidence["mean"] <= 1 and confidence["bins"] == 15
+    assert any("30 of the evaluation images" in text for text in summary["energy_assumptions"])
+    assert "compute (%)" in (folder / "student" / "README.md").read_text()
+
+
 def test_metrics_have_each_epoch_of_both_parts_once(finished):
     folder, _, summary = finished
     lines = metrics_of(folder)

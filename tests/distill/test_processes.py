@@ -150,6 +150,7 @@ def test_evaluation_counts_each_image_once(done):
         found = read(done / f"two.{rank}.json")["figures"]
         for size, figures in expected.items():
             assert found[size] == pytest.approx(figures, abs=1e-5), size
+            assert found[size]["counted on"] == min(13, int(size))
             hits = found[size]["student"] * int(size) / 100
             assert hits == pytest.approx(round(hits), abs=1e-4)
 

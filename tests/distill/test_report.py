@@ -27,6 +27,32 @@ def test_the_table_has_one_row_for_each_network():
     assert "T = 1" in rows[4] and "T = 4" in rows[5]
 
 
+def energy(network, timesteps, compute, memory):
+    return {"network": network, "timesteps": timesteps, "compute_uj": compute, "memory_uj": memory}
+
+
+def test_the_table_shows_energies_in_percent_of_the_teachers_and_what_they_rest_on():
+    frontier = [
+        energy("teacher", None, 20.0, 50.0), energy("hybrid/layer1", 1, 1.0, 1.0),
+        energy("hybrid/layer1", 4, 10.0, 60.0), energy("student", 1, 1.0, 25.0), energy("student", 4, 4.0, 100.0),
+    ]  # fmt: skip
+    text = table(SUMMARY | {"frontier": frontier, "energy_assumptions": ["free of charge"]})
+    header, _, *rows = text.splitlines()
+    assert header.endswith("top-1 (%)  compute (%)  memory (%)")
+    assert [row.split()[-3:] for row in (*rows[:2], *rows[3:6])] == [
+        ["90.00", "100.0", "100.0"], ["80.50", "50.0", "120.0"], ["60.00", "20.0", "200.0"],
+        ["50.00", "5.0", "50.0"], ["60.00", "20.0", "200.0"],
+    ]  # fmt: skip
+    assert rows[2].endswith("layer2       70.25")  # of which no energy is known
+    assert "of the teacher's (compute 20 uJ, memory 50 uJ)" in rows[-2] and rows[-1] == "- free of charge"
+
+
+def test_without_a_teacher_energies_are_in_microjoule():
+    alone = {k: v for k, v in SUMMARY.items() if k not in ("teacher_top1", "hybrid_top1")}
+    text = table(alone | {"frontier": [energy("student", 4, 0.12345, 678.9)], "energy_assumptions": []})
+    assert "compute (uJ)" in text and text.splitlines()[2].split()[-3:] == ["60.00", "0.123", "679"]
+
+
 def test_silent_and_saturated_layers_are_named_and_no_other():
     lines = rate_warnings({"a": 0.0099, "b": 0.0101, "c": 0.9499, "d": 0.9501})
     assert len(lines) == 2

@@ -1,15 +1,19 @@
 """Evaluation from a run's folder: the figures of the run itself, for students and hybrids."""
 
+import dataclasses
 import json
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from toy_runs import distil, forget_accelerate, tiny
 
 import models
 from distill import DataConfig, TeacherConfig
 from distill.config import EvaluationConfig
-from distill.saved_evaluation import evaluation_table, load_network, run
+from distill.data import load_data
+from distill.evaluation_report import csv_text, evaluation_table
+from distill.saved_evaluation import load_network, run
 
 DATA = DataConfig(max_train_samples=64, max_eval_samples=30)
 
@@ -44,6 +48,20 @@ def test_a_students_figures_are_those_of_its_run(finished, tmp_path):
     assert found["teacher_top1"] == close(summary["teacher_top1"])
     assert found["firing_rates"].keys() == summary["firing_rates"].keys() and found["images"] == 30
     assert json.loads(out.read_text()) == json.loads(json.dumps(found))
+    rows = {row["timesteps"]: row for row in summary["frontier"] if row["network"] == "student"}
+    teacher_row = summary["frontier"][0]
+    assert found["analogue_energy"] == {k: teacher_row[k] for k in found["analogue_energy"]}
+    for steps in (1, 2):  # rounding may flip a few spikes
+        of_run, at = rows[steps], found["by_timesteps"][steps]
+        assert at["macs"] == of_run["macs"] and at["acs"] == pytest.approx(of_run["acs"], rel=0.01)
+        assert at["memory_uj"] == pytest.approx(of_run["memory_uj"])
+    at = found["by_timesteps"][2]
+    assert at["ece"] == pytest.approx(summary["confidence"]["ece"], abs=0.1) and at["top5"] >= at["top1"]
+    assert at["firing_rates"] == found["firing_rates"] != found["by_timesteps"][3]["firing_rates"]
+    assert sum(layer["macs"] for layer in at["layers"]) == at["macs"]
+    assert found["early_exit"]["timesteps"] == 3
+    last = found["early_exit"]["thresholds"][-1]
+    assert last["top1"] == close(found["top1_by_timesteps"][3]) and 1 <= last["mean_steps"] <= 3
 
 
 def test_a_hybrids_figures_are_those_of_its_run_and_its_rates_those_of_the_layers_that_run(finished):
@@ -54,22 +72,109 @@ def test_a_hybrids_figures_are_those_of_its_run_and_its_rates_those_of_the_layer
         assert "agreement_by_timesteps" not in found
         layers = {name.split(".")[1] for name in found["firing_rates"]}
         assert layers == {"act1", "layer1"} | ({"layer2", "layer3"} if tap == "layer3" else set())
+        (row,) = [r for r in summary["frontier"] if r["network"] == f"hybrid/{tap}" and r["timesteps"] == 2]
+        at = found["by_timesteps"][2]
+        assert at["macs"] == row["macs"] and at["mac_share_of_layers"] == row["mac_share_of_layers"]
+        assert at["acs"] == pytest.approx(row["acs"], rel=0.01)
+        # with the teacher that is in it
+        assert found["analogue_energy"]["macs"] == summary["frontier"][0]["macs"]
+        saved = load_file(folder / "hybrids" / tap / "model.safetensors")
+        learned = {name for name, _ in load_network(str(folder / "hybrids" / tap)).named_parameters()}
+        assert found["parameters"] == sum(saved[name].numel() for name in saved.keys() & learned)
+
+
+def test_statistics_are_estimated_anew_at_each_number_of_time_steps(finished, tmp_path):
+    folder, _ = finished
+    options = dict(timesteps=[1], exit_thresholds=[], csv=str(tmp_path / "new" / "x.csv"))
+    for name in ("student", "hybrids/layer2"):
+        plain = evaluate(folder / name, **options)
+        found = evaluate(folder / name, recalibrate=True, recalibration_images=64, **options)
+        assert found["recalibration_images"] == 64 and plain["recalibration_images"] is None
+        assert plain["early_exit"] is None and found["analogue_energy"] == plain["analogue_energy"]
+        for steps in (1, 2):
+            assert found["by_timesteps"][steps]["acs"] != plain["by_timesteps"][steps]["acs"]
+    rows = (tmp_path / "new" / "x.csv").read_text().splitlines()
+    assert [row.split(",")[9:11] for row in rows[1:]] == [["1", "True"], ["2", "True"]]
+
+
+def test_a_teacher_of_other_classes_is_refused(finished, tmp_path):
+    folder, _ = finished
+    teacher = models.create_ann("resnet18", 7, 1, True, kwargs={"channels": [8, 8, 8, 8]})
+    save_file(teacher.state_dict(), tmp_path / "model.safetensors")
+    config = TeacherConfig(
+        kwargs={"channels": [8, 8, 8, 8]}, cifar_stem=True, input_size=[1, 8, 8], weights=str(tmp_path)
+    )
+    with pytest.raises(ValueError, match=r"fc\.(weight|bias)"):
+        evaluate(folder / "student", teacher=config)
+
+
+def test_statistics_of_a_network_without_training_images_are_refused(finished, monkeypatch):
+    folder, _ = finished
+
+    def without_training(*args):
+        return dataclasses.replace(load_data(*args), train=[])
+
+    monkeypatch.setattr("distill.saved_evaluation.load_data", without_training)
+    with pytest.raises(ValueError, match="recalibrate takes training images"):
+        evaluate(folder / "student", recalibrate=True)
+
+
+def row_of(**entries):
+    energy = dict(compute_uj=1.0, memory_uj=6.0, macs=10.0, acs=20.0, mac_share_of_layers=0.25)
+    rates = dict(mean_firing_rate=0.125, firing_rates={"act": 0.1, "layer1.act": 0.15})
+    return dict(top1=50.0, top5=90.0, agreement=55.0, ece=0.125, **energy, **rates) | entries
+
+
+RESULT = dict(
+    model="runs/x/student", kind="student", timesteps=2, images=10, parameters=1_234_567, input_size=[1, 8, 16],
+    crop_pct=0.9, interpolation="bicubic", recalibration_images=64, top1_by_timesteps={1: 50.0, 2: 75.0},
+    agreement_by_timesteps={1: 55.0, 2: 65.0}, teacher_top1=80.0, teacher_top5=99.0, mean_firing_rate=0.125,
+    firing_rates={"act": 0.1, "layer1.act": 0.15},
+    by_timesteps={1: row_of(), 2: row_of(top1=75.123456, compute_uj=3.0)},
+    ece_bins=15, early_exit={"timesteps": 2, "thresholds": [{"threshold": 0.9, "top1": 70.0, "mean_steps": 1.25}]},
+    analogue_energy=dict(compute_uj=4.0, memory_uj=8.0), energy_assumptions=["first assumption", "second one"],
+)  # fmt: skip
 
 
 def test_the_table_has_a_row_for_each_number_of_time_steps():
-    result = dict(
-        timesteps=2, images=10, mean_firing_rate=0.125, top1_by_timesteps={1: 50.0, 2: 75.0}, teacher_top1=80.0,
-        agreement_by_timesteps={1: 55.0, 2: 65.0},
-    )  # fmt: skip
-    lines = evaluation_table(result).splitlines()
-    assert lines[1].split() == ["1", "50.00", "55.00"] and lines[2].split() == ["2", "75.00", "65.00", "*"]
-    assert "teacher: 80.00 %" in lines and "mean firing rate: 12.5 %" in lines[-1] and "10 images" in lines[3]
+    lines = evaluation_table(RESULT).splitlines()
+    assert lines[1].split() == ["1", "50.00", "90.00", "55.00", "0.125", "12.5", "25.0", "75.0", "25.0"]
+    assert lines[2].split() == ["2", "75.12", "90.00", "55.00", "0.125", "12.5", "75.0", "75.0", "25.0", "*"]
+    assert "teacher: top-1 80.00 %, top-5 99.00 %" in lines and "10 images" in lines[3]
+    assert "batch-norm statistics: of 64 training images, at each T" in lines
+    assert ["0.9", "70.00", "1.25"] in [line.split() for line in lines]
+    assert ["layer1.act", "15.0", "15.0"] in [line.split() for line in lines]
+    assert "compute 4 uJ, memory 8 uJ" in lines[-3] and lines[-2:] == ["- first assumption", "- second one"]
+
+
+def test_what_is_not_known_is_left_out_of_the_table():
+    rows = {t: {k: v for k, v in row.items() if k != "agreement"} for t, row in RESULT["by_timesteps"].items()}
+    without = RESULT | dict(by_timesteps=rows, analogue_energy=None, early_exit=None, recalibration_images=None)
+    without = {k: v for k, v in without.items() if not k.startswith(("teacher", "agreement"))}
+    text = evaluation_table(without)
+    assert text.splitlines()[1].split() == ["1", "50.00", "90.00", "0.125", "12.5", "1", "6", "25.0"]  # in microjoule
+    assert "compute (uJ)" in text and not any(word in text for word in ("teacher", "early exit", "statistics"))
+    csv = csv_text(without).splitlines()
+    assert csv[1].split(",")[10:12] == ["False", ""]  # recalibrated, agreement
+
+
+def test_the_csv_has_timms_columns_first_and_a_row_for_each_number_of_time_steps():
+    header, *lines = csv_text(RESULT).splitlines()
+    timm = (
+        "model,top1,top1_err,top5,top5_err,param_count,img_size,crop_pct,interpolation"  # of its results-imagenet.csv
+    )
+    own = "timesteps,recalibrated,agreement,ece,mean_firing_rate,compute_uj,memory_uj,macs,acs,mac_share_of_layers"
+    assert header == f"{timm},{own}"
+    assert lines[1] == (
+        "runs/x/student,75.1235,24.8765,90.0,10.0,1.23,16,0.9,bicubic,2,True,55.0,0.125,0.125,3.0,6.0,10.0,20.0,0.25"
+    )
+    assert len(lines) == 2 and lines[0].split(",")[9] == "1"
 
 
 @pytest.mark.parametrize(
     ("extra", "message"),
     [
-        ({"mean": [0.3], "std": [0.4]}, r"does not say how images are made: extra\.input_size is missing"),
+        ({"mean": [0.3], "std": [0.4]}, r"does not say how its images are made: extra\.input_size is missing"),
         (
             {"input_size": [1, 8, 8], "mean": [0.3], "std": [0.4], "classes": ["cat", "0"]},
             r"knows 2 classes, the data has 10; not in both: \['1', '2', '3'\]",
@@ -100,6 +205,11 @@ def test_the_configuration_refuses_what_cannot_be():
         EvaluationConfig(model="x", timesteps=[0])
     with pytest.raises(ValueError, match="batch_size must be at least 1"):
         EvaluationConfig(model="x", batch_size=0)
+    for threshold in (0.0, 1.5):
+        with pytest.raises(ValueError, match=r"exit_thresholds must be in \(0, 1\] each"):
+            EvaluationConfig(model="x", exit_thresholds=[0.5, threshold])
+    with pytest.raises(ValueError, match="recalibration_images must be at least 1"):
+        EvaluationConfig(model="x", recalibration_images=0)
 
 
 def test_evaluation_leaves_the_network_at_its_own_number_of_time_steps(finished):

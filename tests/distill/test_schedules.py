@@ -232,6 +232,11 @@ def test_a_progressive_run_has_one_learning_rate_curve_where_it_does_not_restart
         assert summary["hybrid_top1"][tap] == by_stage[stage][f"hybrid_top1/{tap}"]
         assert "student_top1" not in by_stage[stage]
     assert summary["student_top1"] == by_stage["student"]["student_top1"]
+    rows = {row["network"]: row["top1"] for row in summary["frontier"]}  # of each hybrid when its own training ended
+    assert rows == {f"hybrid/{tap}": top1 for tap, top1 in summary["hybrid_top1"].items()} | {
+        "teacher": summary["teacher_top1"], "student": summary["student_top1"]
+    }  # fmt: skip
+    assert list(rows) == ["teacher", *[f"hybrid/{tap}" for tap in TAPS], "student"]
     assert [p.name for p in (folder / "checkpoints").iterdir() if p.name != "teacher"] == ["student"]
 
 
@@ -264,7 +269,7 @@ def test_a_progressive_run_goes_on_in_the_stage_in_which_it_was_interrupted(
     for tap in TAPS:
         assert equal(weights_of(tmp_path / "r" / "hybrids", tap), weights_of(folder / "hybrids", tap))
     assert timeless(tmp_path / "r") == [line for line in timeless(folder) if line["stage"] != "teacher"]
-    assert resumed["hybrid_top1"] == summary["hybrid_top1"]
+    assert resumed["hybrid_top1"] == summary["hybrid_top1"] and resumed["frontier"] == summary["frontier"]
 
 
 def test_a_stochastic_run_goes_on_with_the_draws_that_it_would_have_had(progressive, tmp_path, monkeypatch):

@@ -67,6 +67,9 @@ def test_a_run_leaves_network_summary_and_metrics(finished):
     assert list(saved["student_top1_by_timesteps"]) == ["1", "2"]
     assert saved["student_top1_by_timesteps"]["2"] == saved["student_top1"]
     assert saved["student_top1"] * 30 / 100 == pytest.approx(round(saved["student_top1"] * 30 / 100))  # of 30 images
+    rows = [(row["network"], row["timesteps"], row["top1"]) for row in saved["frontier"]]
+    assert rows == [("student", int(t), top1) for t, top1 in saved["student_top1_by_timesteps"].items()]
+    assert all(row["acs"] > 0 < row["macs"] for row in saved["frontier"]) and 0 <= saved["confidence"]["ece"] <= 1
     assert saved["algorithm"] == "rate_m" and len(saved["firing_rates"]) == 17
     assert saved["images_per_second"] == pytest.approx(EPOCHS * IMAGES / saved["train_seconds"])
     lines = metrics_of(folder)

@@ -1,0 +1,230 @@
+"""Operations of a spiking network, counted in the pass that it really makes.
+
+Every convolution and linear layer is met at the torch function that it calls, whatever module calls it, on the spike
+train that it is given. Whether the train is spikes is seen from its numbers, over all images: non-negative integers
+(spikes and their sums) are, all else is not.
+
+SpikingJelly's `SynOpCounter` counts the same synaptic operations of one binary tensor, and the tests compare the two.
+It is not used here because it sees plain tensors: it would count an input that is constant over time once, which our
+passes compute once, and not T times; it takes sums of spikes (SEW) for analogue; and it gives one number for a batch,
+while of several processes each image must count once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils.data import DataLoader
+
+from distill.energy.calls import RunningModule
+from distill.energy.costs import WORD, Cost, LayerCost
+from distill.energy.fan_out import fan_out, padding_before, per_axis
+from distill.loop import channels_last
+from distill.random_numbers import repeatable
+from distill.taps import hooks
+from models import DSRNeuron, SpikeTrain, SpikingNetwork, SpikingNeuron
+from models.compiling import uncompiled
+
+
+class SpikingCosts(NamedTuple):
+    """Per image, a mean over the images."""
+
+    whole: Cost
+    """Of everything that ran."""
+    up_to: dict[str, Cost]
+    """Of what ran until a module ended, by its name."""
+    images: int
+
+
+@torch.no_grad()
+def spiking_costs(
+    accelerator: Accelerator,
+    loader: DataLoader,
+    network: SpikingNetwork,
+    until: str | None = None,
+    cuts: Sequence[str] = (),
+) -> SpikingCosts:
+    """Counts on all images of a loader.
+
+    Args:
+        loader: prepared, of (images, labels).
+        network: in evaluation mode.
+        until: a module's name: nothing behind it runs.
+        cuts: modules for which the costs up to their end are wanted, too.
+    """
+    counter = _Counter(network, cuts)
+    total, images_seen = None, 0
+    # compiled kernels would be compiled anew for a pass that is watched
+    with repeatable(accelerator.device), uncompiled():
+        for images, _ in loader:
+            with accelerator.autocast(), counter.counting():
+                network(channels_last(images)) if until is None else network(channels_last(images), until=until)
+            found = accelerator.gather_for_metrics(counter.per_image()).cpu()
+            images_seen += len(found)
+            sums = _Sums(found[..., 0].sum(0), found[..., 1].amin(0), found[..., 2].amax(0))
+            total = sums if total is None else total.with_more(sums)
+    assert total is not None, "a loader of no images"
+    layers = [
+        call.cost(acs / images_seen, bool(integer), largest)
+        for call, acs, integer, largest in zip(
+            counter.calls, total.synops.tolist(), total.integer.tolist(), total.largest.tolist(), strict=True
+        )
+    ]
+    up_to = {
+        name: Cost(tuple(layers[:ran]), sum(counter.membrane_bits[:fired]))
+        for name, (ran, fired) in counter.ended.items()
+    }
+    return SpikingCosts(Cost(tuple(layers), sum(counter.membrane_bits)), up_to, images_seen)
+
+
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """One call of a layer in a pass.
+
+    Args:
+        macs, weights, inputs: of one step and image: its multiply-accumulates where nothing is left out, weights and
+            biases, numbers of its input.
+        synops: of all steps, if its input is integer, (B,).
+        integer: whether it is, (B,), 0 or 1.
+        largest: number in it, (B,).
+    """
+
+    name: str
+    timesteps: int
+    macs: int
+    weights: int
+    inputs: int
+    synops: Tensor
+    integer: Tensor
+    largest: Tensor
+
+    def cost(self, synops: float, integer: bool, largest: float) -> LayerCost:
+        bits = max(1, int(largest).bit_length()) if integer else WORD
+        traffic = self.timesteps * (WORD * self.weights + 2 * bits * self.inputs)
+        macs = 0 if integer else self.timesteps * self.macs
+        return LayerCost(self.name, integer, macs, synops if integer else 0.0, traffic)
+
+
+@dataclass(frozen=True, slots=True)
+class _Sums:
+    """Over images, (layers,) each."""
+
+    synops: Tensor
+    integer: Tensor
+    largest: Tensor
+
+    def with_more(self, other: _Sums) -> _Sums:
+        return _Sums(
+            self.synops + other.synops, self.integer.min(other.integer), torch.maximum(self.largest, other.largest)
+        )
+
+
+class _Counter(TorchFunctionMode):
+    """Notes every layer that is called on a spike train, and every neuron."""
+
+    def __init__(self, network: SpikingNetwork, cuts: Sequence[str]) -> None:
+        super().__init__()
+        self._network = network
+        self._running = RunningModule(network)
+        self._cuts = {name: network.get_submodule(name) for name in cuts}
+        self._neurons = [m for m in network.modules() if isinstance(m, (SpikingNeuron, DSRNeuron))]
+        self._scaled = any(isinstance(m, DSRNeuron) for m in self._neurons)
+        self.calls: list[_Call] = []
+        self.membrane_bits: list[int] = []
+        """Of each layer of neurons, all steps."""
+        self.ended: dict[str, tuple[int, int]] = {}
+        """How many calls and neurons each cut had behind it when it ended."""
+
+    @contextlib.contextmanager
+    def counting(self) -> Iterator[None]:
+        """Counts one forward pass, and forgets the one before."""
+        self.calls.clear()
+        self.membrane_bits.clear()
+        self.ended.clear()
+        neurons = [(module, self._neuron) for module in self._neurons]
+        cuts = [(module, self._end(name)) for name, module in self._cuts.items()]
+        with hooks([*neurons, *cuts]), self._running.followed(), self:
+            yield
+
+    def per_image(self) -> Tensor:
+        """Synaptic operations, whether the input is integer, largest number: (B, layers, 3), float64."""
+        columns = [torch.stack([call.synops, call.integer, call.largest], dim=1) for call in self.calls]
+        return torch.stack(columns, dim=1)
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        output = func(*args, **(kwargs or {}))
+        if (note := _LAYERS.get(func)) is not None and isinstance(args[0], SpikeTrain):
+            call = note(output, self._running.name_of_call(), *args, **(kwargs or {}))
+            self.calls.append(_rescaled(call, args[0]) if self._scaled else call)
+        return output
+
+    def _neuron(self, module: nn.Module, args: tuple, output: SpikeTrain) -> None:
+        self.membrane_bits.append(2 * WORD * output.timesteps * math.prod(output.shape[1:]))
+
+    def _end(self, name: str) -> Callable:
+        def hook(*_: Any) -> None:
+            self.ended[name] = (len(self.calls), len(self.membrane_bits))
+
+        return hook
+
+
+def _convolution(output, name, x, weight, bias=None, stride=1, padding=0, dilation=1, groups=1) -> _Call:
+    kernel = tuple(weight.shape[2:])
+    stride, dilation = per_axis(stride, len(kernel)), per_axis(dilation, len(kernel))
+    before = padding_before(padding, kernel, dilation)
+    reach = fan_out(x.shape[2:], output.shape[2:], kernel, stride, before, dilation)
+    by_place = _steps(x).sum((0, 2), dtype=torch.float64)  # (B, ...)
+    synops = (by_place * reach.to(by_place.device)).flatten(1).sum(1) * (weight.shape[0] // groups)
+    return _call(name, x, weight, bias, math.prod(output.shape[2:]), synops)
+
+
+def _linear(output, name, x, weight, bias=None) -> _Call:
+    synops = _steps(x).flatten(2).sum((0, 2), dtype=torch.float64) * weight.shape[0]
+    return _call(name, x, weight, bias, math.prod(output.shape[1:-1]), synops)
+
+
+_LAYERS: Mapping[Any, Callable[..., _Call]] = {
+    F.conv1d: _convolution,
+    F.conv2d: _convolution,
+    F.conv3d: _convolution,
+    F.linear: _linear,
+}
+
+
+def _steps(x: SpikeTrain) -> Tensor:
+    """The stored steps, (S, B, ...)."""
+    return x.folded.unflatten(0, (x.steps, -1))
+
+
+def _call(name: str, x: SpikeTrain, weight: Tensor, bias: Tensor | None, places: int, synops: Tensor) -> _Call:
+    values = _steps(x).flatten(2)
+    integer = ((values >= 0) & (values == values.round())).all(2).all(0)
+    return _Call(
+        name,
+        x.timesteps,
+        places * weight.numel(),
+        weight.numel() + (0 if bias is None else bias.numel()),
+        math.prod(x.shape[1:]),
+        synops * (x.timesteps // x.steps),
+        integer.double(),
+        values.amax((0, 2)).double(),
+    )
+
+
+def _rescaled(call: _Call, x: SpikeTrain) -> _Call:
+    """Where spikes are as large as a threshold (DSR), two numbers, 0 and another, are spikes: the other counts 1."""
+    values = _steps(x).flatten(2)
+    size = values.amax((0, 2))
+    binary = ((values == 0) | (values == size[None, :, None])).all(2).all(0) & (size > 0)
+    factor = torch.where(binary, 1 / size.double(), 1.0)
+    integer, largest = torch.where(binary, 1.0, call.integer), torch.where(binary, 1.0, call.largest)
+    return replace(call, synops=call.synops * factor, integer=integer, largest=largest)
