@@ -196,6 +196,7 @@ def test_a_folder_without_a_network_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"holds no saved network: config\.json is missing"):
         load_network(str(tmp_path / "nowhere"))
     (tmp_path / "config.json").write_text("[1")
+    (tmp_path / "model.safetensors").touch()
     with pytest.raises(ValueError, match="is no configuration of a network"):
         load_network(str(tmp_path))
 
