@@ -323,6 +323,8 @@ class Writer:
             place[end - count : end] = torch.eye(count)
             names.append(self._matrix(f"{node.name}_{i}", node, x, place))
         self.sources[node] = names
+        if all(x in self.spikes for x in tensors):
+            self.spikes.add(node)
 
     def _on_split(self, node, x, *args, **kwargs):
         self.picked[node] = list(select_channels(node, x.meta["shape"][0]))
