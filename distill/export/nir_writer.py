@@ -342,6 +342,8 @@ class Writer:
         else:
             raise self._refusal(node, f"the part {index} of a signal")
         self._channels(node, source, torch.eye(source.meta["shape"][0])[rows])
+        if source in self.spikes:
+            self.spikes.add(node)
 
     # -- numbers ----------------------------------------------------------------------------------
 
