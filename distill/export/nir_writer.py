@@ -323,6 +323,8 @@ class Writer:
             place[end - count : end] = torch.eye(count)
             names.append(self._matrix(f"{node.name}_{i}", node, x, place))
         self.sources[node] = names
+        if all(x in self.spikes for x in tensors):
+            self.spikes.add(node)
 
     def _on_split(self, node, x, *args, **kwargs):
         self.picked[node] = list(select_channels(node, x.meta["shape"][0]))
@@ -340,6 +342,8 @@ class Writer:
         else:
             raise self._refusal(node, f"the part {index} of a signal")
         self._channels(node, source, torch.eye(source.meta["shape"][0])[rows])
+        if source in self.spikes:
+            self.spikes.add(node)
 
     # -- numbers ----------------------------------------------------------------------------------
 

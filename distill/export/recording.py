@@ -215,7 +215,6 @@ _NAMES = {"add": "add", "sub": "sub", "mul": "mul", "div": "truediv", "true_divi
 _OPERATORS: dict[str, tuple[Callable, bool]] = {
     "neg": (operator.neg, False),
     "__neg__": (operator.neg, False),
-    "rsub": (operator.sub, True),
     **{name: (_BINARY[own], False) for name, own in _NAMES.items()},
     "__getitem__": (operator.getitem, False),
     **{f"__{name}__": (function, False) for name, function in _BINARY.items()},

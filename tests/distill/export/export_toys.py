@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import timm
 import torch
 from torch import Tensor, nn
 from toy_networks import calibrated, conv_bn, spiking
@@ -30,6 +31,14 @@ class Small(nn.Module):
 def small(timesteps: int = 3, **neuron) -> SpikingNetwork:
     snn = spiking(Small(NeuronConfig(**{"leak": 0.5, "threshold": 0.7} | neuron)), timesteps, in_chans=1)
     return calibrated(snn, images(16))
+
+
+def same_padding() -> nn.Module:
+    """The first stages of an EfficientNet whose padding depends on the size of the image."""
+    ann = timm.create_model("tf_efficientnet_lite0", num_classes=10)
+    del ann.blocks[2:]
+    ann.conv_head, ann.bn2, ann.classifier = nn.Identity(), nn.Identity(), nn.Linear(24, 10)
+    return ann
 
 
 def images(count: int, size: tuple[int, int, int] = (1, 8, 8)) -> Tensor:

@@ -5,22 +5,13 @@ import json
 import pytest
 import timm
 import torch
-from export_toys import images, job, small
-from torch import nn
+from export_toys import images, job, same_padding, small
 from toy_networks import calibrated
 
 from distill.export import FORMATS, onnx_file, torch_program
 from models import NeuronConfig, create_snn, spiking_twin
 
 SIZES = {"resnet18_cifar": (3, 32, 32), "sew_resnet18": (3, 32, 32), "vggsnn_cifar": (3, 48, 48)}
-
-
-def gated():
-    """A squeeze-and-excitation block of EfficientNet in a network of two layers."""
-    ann = timm.create_model("test_efficientnet", num_classes=10, in_chans=1)
-    ann.blocks = nn.Sequential(ann.blocks[0], ann.blocks[3][0])
-    ann.conv_head, ann.bn2, ann.classifier = nn.Identity(), nn.Identity(), nn.Linear(48, 10)
-    return ann
 
 
 @torch.no_grad()
@@ -65,19 +56,17 @@ def test_onnxruntime_runs_all_steps_of_any_batch(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("format", ["torch_export", "onnx"])
-@pytest.mark.parametrize("name", [*SIZES, "gated", "resnet18", "regnetx_002", "tf_efficientnet_lite0", "vgg11_bn"])
+@pytest.mark.parametrize("name", [*SIZES, "test_efficientnet", "resnet18", "regnetx_002", "same_padding", "vgg11_bn"])
 def test_a_spread_of_networks(name, format, tmp_path):
-    neuron = NeuronConfig(leak=0.5, threshold=0.7)
+    neuron = NeuronConfig(leak=0.5, threshold=0.05 if name == "vgg11_bn" else 0.7)
     size = SIZES.get(name, (3, 32, 32))
     if name in SIZES:
         snn = create_snn(name, 10, 2, neuron=neuron, width=8)
-    elif name == "gated":
-        size = (1, 32, 32)
-        snn = spiking_twin(gated(), 3, neuron, gates="keep", input_size=size)
     else:
         kwargs = {"resnet18": {"channels": (8, 16, 16, 16)}, "vgg11_bn": {"mlp_ratio": 0.01}}.get(name, {})
-        ann = timm.create_model(name, num_classes=10, drop_rate=0.0, **kwargs)
-        snn = spiking_twin(ann, 2, neuron, input_size=size)
+        own = name == "same_padding"
+        ann = same_padding() if own else timm.create_model(name, num_classes=10, drop_rate=0.0, **kwargs)
+        snn = spiking_twin(ann, 2, neuron, gates="keep", input_size=size)
     samples = images(100, size)
     check = FORMATS[format](job(calibrated(snn, samples[:16]), samples, tmp_path, format))
     assert check.passed, check.line
