@@ -70,8 +70,17 @@ def test_one_image_that_is_no_spikes_makes_a_layer_analogue_for_all():
     snn = spiking(strided().double(), 1, in_chans=1).eval()
     spikes, grey = torch.ones(1, 1, 1, 3, 3, dtype=torch.float64), torch.full((1, 1, 1, 3, 3), 0.5).double()
     label = torch.zeros(1, dtype=torch.long)
-    found = spiking_costs(Accelerator(cpu=True), [(grey, label), (spikes, label)], snn)
-    assert not found.whole.layers[0].spiking and found.images == 2
+    for batches in ([(grey, label), (spikes, label)], [(spikes, label), (grey, label)]):
+        found = spiking_costs(Accelerator(cpu=True), batches, snn)
+        assert not found.whole.layers[0].spiking and found.images == 2
+
+
+def test_counts_that_are_the_same_at_each_step_are_added_at_each():
+    image = torch.zeros(1, 1, 3, 3)
+    image[0, 0, 1, 1] = 1
+    for steps in (1, 3):
+        found = layers(strided(), image, steps)["0"]
+        assert found.spiking and found.acs == steps * 4 * 8
 
 
 def test_an_image_multiplies_at_every_step_though_it_is_convolved_once():
