@@ -134,7 +134,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         converted = path.with_suffix(".safetensors")
         raise ValueError(
             f"{path} is not a safetensors file: {error}. A pickle can run code and is not loaded; weights that you "
-            "trust are converted by: python -c \"import torch, safetensors.torch as s; "
+            'trust are converted by: python -c "import torch, safetensors.torch as s; '
             f"s.save_file(torch.load('{path}', weights_only=True), '{converted}')\""
         ) from error
 
