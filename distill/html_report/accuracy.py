@@ -26,7 +26,10 @@ from distill.html_report.chart import (
 from distill.html_report.palette import Palette
 from distill.html_report.run_data import HYBRID, STUDENT, TEACHER, Run
 from distill.html_report.svg import Canvas
-from distill.html_report.text import is_number, percent, shortened
+from distill.html_report.text import abbreviated, is_number, percent
+
+NUMBERED = 6
+"""Up to so many T have their accuracy written beside the mark; of more, the first, the last and the network's own."""
 
 
 def by_tap(run: Run, palette: Palette) -> Chart | Missing:
@@ -37,12 +40,16 @@ def by_tap(run: Run, palette: Palette) -> Chart | Missing:
         alone = "The run has one network only: there is nothing to compare."
         return Missing(key, title, alone if found else "No epoch has ended yet.")
     names = {network: full_name(run, network) for network in found}
-    ticks = [name.removeprefix("hybrid ") for name in names.values()]
     latest = "" if run.finished else " in the last epoch"
 
     def paint(canvas: Canvas, wide: bool) -> None:
         most = 24 if wide else 15
-        left = 16 + 7 * max(len(shortened(name, most)) for name in ticks)
+        taps = dict(zip(run.taps, abbreviated(run.taps, most - len("up to ")), strict=True))
+        labels = [
+            f"up to {taps[network.removeprefix(HYBRID)]}" if network.startswith(HYBRID) else name
+            for network, name in names.items()
+        ]
+        left = 16 + 7 * max(map(len, labels))
         axes = canvas.axes(left, 36, 64, 8)
         low, high = _range(list(found.values()))
         rows = list(range(len(found)))[::-1]
@@ -61,7 +68,7 @@ def by_tap(run: Run, palette: Palette) -> Chart | Missing:
             canvas.halo(text)
         axes.set_ylim(-0.6, len(found) - 0.4)
         axes.set_xlim(low, high)
-        axes.set_yticks(rows, [shortened(name, most) for name in ticks])
+        axes.set_yticks(rows, labels)
         axes.tick_params(axis="y", labelcolor=palette["ink"])
         axes.grid(axis="y", visible=False)
         axes.spines["left"].set_visible(False)
@@ -125,7 +132,8 @@ def by_timesteps(run: Run, palette: Palette) -> Chart | Missing:
                 )  # fmt: skip
                 canvas.tip(mark, f"{full_name(run, network)}, T = {t}: {percent(value)}")
                 others = [line[t] for name, line in lines.items() if name != network and t in line]
-                if main and (offset := _free_side(axes, value, [*others, teacher])) is not None:
+                written = len(line) <= NUMBERED or t in (steps[0], run.timesteps, steps[-1])
+                if main and written and (offset := _free_side(axes, value, [*others, teacher])) is not None:
                     text = axes.annotate(
                         f"{value:.2f}", (place, value), (0, offset), textcoords="offset points",
                         ha="center", fontweight="bold" if own else "normal", fontsize=LABEL,
@@ -194,7 +202,7 @@ def over_epochs(run: Run, palette: Palette) -> Chart | Missing:
             marks = shape if len(series) <= 12 else ""
             width = 2.5 if network == STUDENT else 1.8
             (line,) = axes.plot(
-                *by_stage(run, series), marks, linestyle="-", color=palette[role], linewidth=width, markersize=5,
+                *by_stage(run, series), marker=marks, linestyle="-", color=palette[role], linewidth=width, markersize=5,
                 clip_on=False,
             )  # fmt: skip
             canvas.tip(line, f"{full_name(run, network)}: {percent(accuracy)} after epoch {epoch}")

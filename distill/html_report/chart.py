@@ -12,7 +12,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLoca
 from distill.html_report.palette import Palette
 from distill.html_report.run_data import HYBRID, STUDENT, TEACHER, Run
 from distill.html_report.svg import Canvas, drawn
-from distill.html_report.text import shortened
+from distill.html_report.text import abbreviated, shortened
 
 WIDE, NARROW = 560, 340
 """Widths in pixels of the two drawings of a chart: for a column of a large window, and for a phone."""
@@ -124,13 +124,14 @@ def label_ends(
     left, bottom = axes.transAxes.transform((0, 0))
     wanted = [min(max(y - bottom, 0), height) for _, y in points]
     placed = spread_apart(wanted, size * 1.2, 0, height)
-    for (x, _), at, moved, (_, _, text, role) in zip(points, wanted, placed, ends, strict=True):
+    names = abbreviated([text for _, _, text, _ in ends], int(room / (0.62 * size)))
+    for (x, _), at, moved, text, (_, _, _, role) in zip(points, wanted, placed, names, ends, strict=True):
         colour = canvas.palette[role]
         if abs(moved - at) > 2 or x - left < width - 1:
             line = ([(x - left) / width, 1.005, 1 + 9 / width], [at / height, at / height, moved / height])
             axes.plot(*line, color=colour, linewidth=0.8, alpha=0.7, transform=axes.transAxes, clip_on=False)
         axes.text(
-            1 + 12 / width, moved / height, shortened(text, int(room / (0.62 * size))), color=colour, fontsize=size,
+            1 + 12 / width, moved / height, text, color=colour, fontsize=size,
             va="center_baseline", transform=axes.transAxes,
         )  # fmt: skip
 
@@ -140,6 +141,7 @@ def count_axis(axes: Axes, last: int) -> None:
     pad = max(0.04 * (last - 1), 0.1)
     axes.set_xlim(1 - (0.5 if last == 1 else pad), last + (0.5 if last == 1 else pad / 2))
     axes.xaxis.set_major_locator(MaxNLocator(7, integer=True, min_n_ticks=1))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}" if value >= 1 else ""))
     axes.grid(axis="x", visible=False)
 
 

@@ -13,7 +13,7 @@ from distill.html_report.chart import Chart, Missing, Table, both, short_stage
 from distill.html_report.palette import LEVELS, Palette, level_of
 from distill.html_report.run_data import Run
 from distill.html_report.svg import Canvas
-from distill.html_report.text import is_number, share, shortened
+from distill.html_report.text import abbreviated, is_number, share, shortened
 from distill.report import rate_warnings
 
 PREFIX = "firing_rate/"
@@ -41,11 +41,12 @@ def firing_rates(run: Run, palette: Palette) -> Chart | Missing:
     final = {layer: value for layer, value in run.summary.get("firing_rates", {}).items() if is_number(value)}
 
     def paint(canvas: Canvas, wide: bool) -> None:
-        most = 26 if wide else 15
-        left = 14 + 6.1 * max(len(shortened(layer, most)) for layer in layers)
+        most = 26 if wide else 16
+        names = abbreviated(layers, most)
+        left = 14 + 6.1 * max(map(len, names))
         axes = canvas.axes(left, 38, 58 if final else 12, 26)
         width = (canvas.width - left - 70) / len(shown)
-        gap = 1 / width if width > 8 else 0.0
+        gap = (1 if width > 16 else 0.4) / width
         numbered = len(shown) <= NUMBERED and width >= 30
         cells: dict[int, list[tuple[float, float]]] = {}
         for row, layer in enumerate(layers):
@@ -69,12 +70,12 @@ def firing_rates(run: Run, palette: Palette) -> Chart | Missing:
         axes.grid(False)
         for side in ("left", "bottom"):
             axes.spines[side].set_visible(False)
-        axes.set_yticks(range(len(layers)), [shortened(layer, most) for layer in layers])
+        axes.set_yticks(range(len(layers)), names)
         axes.tick_params(axis="y", labelsize=10, labelcolor=palette["ink"])
         ticks = _ticks(len(shown), 8 if wide else 5)
         axes.set_xticks(ticks, [str(shown[i]) for i in ticks])
         axes.tick_params(axis="x", labelsize=10.5)
-        axes.set_xlabel("epoch" if every == 1 else f"epoch (every {every}th is drawn)")
+        axes.set_xlabel("epoch" if every == 1 else f"epoch (1 in {every} is drawn)")
         _stage_borders(canvas, axes, run, shown)
         if final:
             place = len(shown) - 0.5

@@ -103,7 +103,7 @@ def _paint_panel(canvas: Canvas, axes: Axes, run: Run, name: str, lines: list[_L
         role = role_of(run, line.network)
         places = [*zip(*line.points, strict=True)] if name == TEACHER else by_stage(run, line.points)
         (drawn,) = axes.plot(
-            *places, "o" if len(line.points) <= 12 else "", linestyle="-", color=canvas.palette[role],
+            *places, marker="o" if len(line.points) <= 12 else "", linestyle="-", color=canvas.palette[role],
             linewidth=2.2 if line.network == STUDENT else 1.6, markersize=4, clip_on=False,
         )  # fmt: skip
         canvas.tip(drawn, f"{full_name(run, line.network)}: {figures(value)} in epoch {epoch}")

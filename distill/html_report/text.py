@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, TypeGuard
 
 SPACE = "\u00a0"
 """Between a number and its unit: lines do not break there."""
-NO_NUMBER = "\u2013"
+NO_NUMBER, ELLIPSIS = "\u2013", "\u2026"
 
 
 def percent(value: Any, digits: int = 2) -> str:
@@ -51,7 +52,31 @@ def shortened(name: str, most: int) -> str:
     if len(name) <= most:
         return name
     tail = (most - 1) // 2
-    return f"{name[: most - 1 - tail]}\u2026{name[len(name) - tail :]}"
+    return f"{name[: most - 1 - tail]}{ELLIPSIS}{name[len(name) - tail :]}"
+
+
+def abbreviated(names: Sequence[str], most: int) -> list[str]:
+    """Names for one place, each of at most so many characters, that stay different where that can be.
+
+    Where one is too long, those of several dotted parts lose the parts that they all begin or end with.
+    """
+    if max(map(len, names), default=0) <= most:
+        return list(names)
+    dotted = [name.split(".") for name in names if "." in name]
+    shortest = min(map(len, dotted), default=0)
+    head = tail = 0
+    if len(dotted) > 1:
+        head = next((i for i in range(shortest) if len({p[i] for p in dotted}) > 1), shortest - 1)
+        tail = next((i for i in range(shortest - head) if len({p[-1 - i] for p in dotted}) > 1), shortest - head - 1)
+
+    def short(name: str) -> str:
+        parts = name.split(".")
+        if "." not in name or head + tail == 0:
+            return shortened(name, most)
+        kept = ".".join(parts[head : len(parts) - tail])
+        return shortened(f"{ELLIPSIS if head else ''}{kept}{ELLIPSIS if tail else ''}", most)
+
+    return [short(name) for name in names]
 
 
 def cleaned(value: Any) -> Any:
