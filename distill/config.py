@@ -304,6 +304,14 @@ class EvaluationConfig:
         check(all(steps >= 1 for steps in self.timesteps), "timesteps", self.timesteps, "at least 1 each")
 
 
+@dataclass(frozen=True, kw_only=True)
+class ReportConfig:
+    """Writes report.html of a run anew."""
+
+    run: str
+    """Folder of the run; it need not have ended."""
+
+
 def _check_evaluation(timesteps: list[int]) -> None:
     check(all(steps >= 1 for steps in timesteps), "eval_timesteps", timesteps, "at least 1 each")
 

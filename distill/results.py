@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
@@ -17,6 +19,7 @@ from distill.judgement import BINS, judge
 from distill.random_numbers import repeatable
 from distill.report import model_card, rate_warnings, table, versions, warn_of_skipped
 from distill.session import Session
+from distill.spike_examples import RASTER, spike_examples
 from models import SpikingNetwork, save_snn
 from models.io import replace_text
 
@@ -81,7 +84,7 @@ def write_results(
     data_config: DataConfig,
     data: Splits,
 ) -> None:
-    """Writes student/ and summary.json and shows the table; on the main process only.
+    """Writes student/, summary.json and report.html and shows the table; on the main process only.
 
     Args:
         teacher: its timm name, or None.
@@ -92,11 +95,37 @@ def write_results(
     card = model_card(summary, teacher, what, session.config_text, is_events(data_config))
     replace_text(folder.path / "student" / "README.md", card)
     folder.write_summary(summary)
+    leave_report(session.accelerator, folder.path, student, list(summary["firing_rates"]), preprocessing, data)
     for line in rate_warnings(summary["firing_rates"]):
         log.warning("warning: %s", line)
     warn_of_skipped(summary["skipped_images"])
     log.info("\n%s\n", table(summary))
     log.info("%.0f s; everything is in %s", summary["seconds"], folder.path)
+
+
+def leave_report(
+    accelerator: Accelerator,
+    folder: Path,
+    student: SpikingNetwork,
+    layers: list[str],
+    preprocessing: Preprocessing,
+    data: Splits,
+) -> None:
+    """Writes raster.json and report.html. A run that has written its summary is not lost by what fails here.
+
+    Args:
+        layers: of neurons, in the order in which they run.
+    """
+    try:
+        # here, because Matplotlib takes a second to import, which no other script needs
+        from distill.html_report import write_report
+
+        examples = spike_examples(accelerator, student, layers, preprocessing, data)
+        replace_text(folder / RASTER, json.dumps(examples) + "\n")
+        write_report(folder)
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        log.warning("warning: the report could not be written (%s); try scripts/report.py --run %s", reason, folder)
 
 
 def image_extra(preprocessing: Preprocessing, data: Splits) -> dict[str, Any]:
