@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 
 from mkdocs.config.defaults import MkDocsConfig
-from mkdocs.structure.files import File, Files
+from mkdocs.structure.files import File, Files, InclusionLevel
 from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -23,7 +23,9 @@ def outside_pages() -> dict[str, str]:
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     for source, place in outside_pages().items():
-        files.append(File.generated(config, place, content=(ROOT / source).read_text(encoding="utf-8")))
+        level = InclusionLevel.NOT_IN_NAV if place.startswith("results/") else InclusionLevel.UNDEFINED
+        text = (ROOT / source).read_text(encoding="utf-8")
+        files.append(File.generated(config, place, content=text, inclusion=level))
     return files
 
 
