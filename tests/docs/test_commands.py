@@ -262,7 +262,9 @@ def test_blocks_are_of_known_languages(page):
         if block.language == "yaml":
             yaml.safe_load(block.text)
         if block.language == "":
-            assert not re.search(r"(?m)^(accelerate|python|pip) ", block.text), f"{block.place}: bash, if it is a command"
+            assert not re.search(r"(?m)^(accelerate|python|pip) ", block.text), (
+                f"{block.place}: bash, if it is a command"
+            )
 
 
 def known_options(script: str, monkeypatch, capsys) -> set[str]:
@@ -275,7 +277,9 @@ def known_options(script: str, monkeypatch, capsys) -> set[str]:
 
 def test_every_option_that_the_pages_name_is_one(monkeypatch, capsys):
     path = list(sys.path)
-    known = {option for script in sorted((ROOT / "scripts").glob("*.py")) for option in known_options(script.name, monkeypatch, capsys)}
+    known = set()
+    for script in sorted((ROOT / "scripts").glob("*.py")):
+        known |= known_options(script.name, monkeypatch, capsys)
     sys.path[:] = path
     others = {"--num_processes", "--kill-on-bad-exit", "--quiet", "--cpu", "--nproc_per_node", "--main_process_port"}
     for page in PAGES:
