@@ -34,6 +34,7 @@ ADDED = {
     "distill.py": [*SHORT, "--teacher_train.epochs", "1", "--teacher.min_top1", "0", "--eval_timesteps", "[1]"],
     "train_teacher.py": SHORT,
     "train_snn.py": [*SHORT, "--eval_timesteps", "[1]"],
+    "export.py": ["--samples", "100", "--threads", "1"],
     "evaluate.py": ["--data.max_eval_samples", "30", "--threads", "1", "--compile", "false"],
 }
 """Options behind those of a page, by script."""
