@@ -37,14 +37,8 @@ ADDED = {
     "train_snn.py": [*SHORT, "--eval_timesteps", "[1]"],
     "export.py": ["--samples", "100", "--threads", "1"],
     "evaluate.py": [
-        "--data.max_eval_samples",
-        "30",
-        "--data.max_train_samples",
-        "64",
-        "--threads",
-        "1",
-        "--compile",
-        "false",
+        *("--data.max_train_samples", "64", "--data.max_eval_samples", "30"),
+        *("--threads", "1", "--compile", "false"),
     ],
 }
 """Options behind those of a page, by script."""
