@@ -46,7 +46,8 @@ def kd_loss(teacher_logits: Tensor, logits: Tensor, temperature: float) -> Tenso
     """tau^2 KL(softmax(teacher / tau) || softmax(logits / tau)), mean over images (Hinton et al., arXiv 1503.02531).
 
     Args:
-        teacher_logits, logits: (B, K).
+        teacher_logits: (B, K).
+        logits: (B, K), of the network that learns.
         temperature: tau, above 0. Its square keeps the gradient's size when tau changes.
 
     Returns:

@@ -16,7 +16,8 @@ class PoissonEncoder:
     Networks are given normalised images: (value - mean) / std. The encoder undoes that first.
 
     Args:
-        mean, std: of the normalisation, one number a channel, or one for all; 0 and 1 where images come as they are.
+        mean: of the normalisation, one number a channel, or one for all; 0 where images come as they are.
+        std: likewise; 1 where images come as they are.
     """
 
     mean: tuple[float, ...] = (0.0,)

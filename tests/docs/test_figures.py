@@ -1,0 +1,61 @@
+"""Figures on the front page and in docs/measurements.md are those of the files in benchmarks/results/."""
+
+import re
+
+import pytest
+from pages import README, ROOT, prose
+
+RESULTS = ROOT / "benchmarks" / "results"
+PAGES = [README, ROOT / "docs" / "measurements.md"]
+
+FIGURES = {  # on both pages: file, and where in it the figure is, unrounded
+    "teacher 98.96 %": ("2026-11-22_digits.md", r"^\| mean \| (\S+) \|"),
+    "99.34 %": ("2026-11-22_digits.md", r"^\| mean (?:\| \S+ ){4}\| (\S+) \|"),
+    "of 87.8 %": ("2026-11-22_cifar10_resnet18_one_epoch.md", r"^\| teacher \| (\S+) \|"),
+    "79.8 % top-1": ("2026-11-22_cifar10_resnet18_one_epoch.md", r"^\| SNN, T = 4 \| (\S+) \|"),
+    "77 % at T = 4": ("2026-11-22_calibration.md", r"^\| 1\.0 \| 4 \| search \| (\S+) \|"),
+    "1.66 times": ("2026-11-22_training_step.md", r"\*\*(\S+)\*\*"),
+    "0.55 of": (
+        "2026-11-22_training_step.md",
+        r"^\| SpikeSwap \| rate_m \| 4 \| fp32 \| channels_last \| 1136 \| 1504 \| 7\.67 \| (\S+) \|",
+    ),
+    "1.47 times as long": ("2026-11-22_distillation_step.md", r"^\| joint (?:\| [^|]+){3}\| (\S+) \["),
+}
+
+
+def at(file: str, pattern: str) -> str:
+    (value,) = set(re.findall(pattern, (RESULTS / file).read_text(), re.MULTILINE))
+    return value
+
+
+def rows(file: str, start: str) -> list[list[str]]:
+    lines = [line for line in (RESULTS / file).read_text().splitlines() if line.startswith(start)]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+
+
+@pytest.mark.parametrize("figure", FIGURES)
+def test_a_figure_is_that_of_its_results_file(figure):
+    number = re.search(r"[\d.]+", figure)[0]
+    decimals = len(number.partition(".")[2])
+    assert f"{float(at(*FIGURES[figure])):.{decimals}f}" == number
+    for page in PAGES:
+        text = " ".join(prose(page).split())
+        assert figure in text and FIGURES[figure][0] in text, page.name
+
+
+def test_the_table_of_the_digits_is_that_of_seed_0():
+    ((_, teacher, *hybrids, snn, at_2, at_1, _),) = rows("2026-11-22_digits.md", "| 0 ")
+    expected = [teacher, *hybrids, snn, at_1, at_2, snn]
+    for page in (README, ROOT / "docs" / "tutorial.md"):
+        table = re.search(r"^network  .*?^```", page.read_text(), re.MULTILINE | re.DOTALL)[0]
+        assert re.findall(r"\d+\.\d\d", table) == expected
+
+
+def test_memory_beside_bptt_and_cosines_beside_it():
+    found = rows("2026-11-22_training_step.md", "| SpikeSwap") + rows("2026-11-22_training_step.md", "| authors")
+    by_row = {(row[0], row[1], row[2]): float(row[7]) for row in found if len(row) == 10}
+    ours, bptt = by_row["SpikeSwap", "rate_m", "4"], by_row["authors' code", "bptt", "4"]
+    assert f"{ours / bptt:.2f}" == "0.26" and "BPTT | 0.26" in README.read_text()
+    ((_, *cosines),) = rows("2026-11-22_gradient_cosine.md", "| all ")
+    rate_m = [float(value) for value in cosines[:4]]
+    assert min(rate_m) >= 0.955 and max(rate_m) <= 0.985 and "cosine 0.96 to 0.98" in README.read_text()
