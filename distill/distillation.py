@@ -92,7 +92,6 @@ def run(config: DistillConfig, session: Session, resume: bool) -> dict[str, Any]
     summary["seconds"] = earlier + time.perf_counter() - started
     if accelerator.is_main_process:
         write_results(session, summary, distiller.student, config.teacher.name, preprocessing, config.data, data)
-        trained.rows.drop()
     accelerator.wait_for_everyone()
     accelerator.end_training()
     return summary

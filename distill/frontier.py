@@ -118,11 +118,6 @@ class RowsOfStages:
         if self._path is not None:
             replace_text(self._path, json.dumps(self.all, indent=2) + "\n")
 
-    def drop(self) -> None:
-        """Removes what was kept: the summary has it."""
-        if self._path is not None:
-            self._path.unlink(missing_ok=True)
-
 
 def teacher_costs(distiller: HybridDistiller, images: Tensor) -> AnalogueCosts:
     """Of one image.

@@ -213,14 +213,15 @@ def load_hybrid(folder: str | os.PathLike[str], **download: Unpack[Download]) ->
         student = build_snn(spec["student"])
         teacher = ann_of_file(spec["teacher"]).eval().requires_grad_(False)
         adapter = Adapter(spec["in_channels"], tap)
+        hybrid = Hybrid(student, adapter, teacher, tap, spec["student_tap"], spec["blanks"])
+        names = _own_state(hybrid, tuple(spec["input_size"]))
     except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{folder / CONFIG} does not describe a hybrid: {error!r}") from error
-    hybrid = Hybrid(student, adapter, teacher, tap, spec["student_tap"], spec["blanks"])
     state = read_weights(folder / WEIGHTS)
     types = {tensor.dtype for tensor in state.values() if tensor.is_floating_point()}
     if len(types) == 1:  # a network that was saved in float64 comes back in float64
         hybrid.to(types.pop())
-    fill(hybrid, state, folder / WEIGHTS, names=_own_state(hybrid, tuple(spec["input_size"])))
+    fill(hybrid, state, folder / WEIGHTS, names=names)
     if "extra" in spec:
         hybrid.spec["extra"] = spec["extra"]
     return hybrid.eval()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from pathlib import Path
@@ -11,6 +12,8 @@ import huggingface_hub
 from huggingface_hub import ModelCard, ModelHubMixin
 
 from models.card import CARD, USE_ON_FRAMES, USE_ON_IMAGES, model_card
+
+log = logging.getLogger(__name__)
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 """The files of a saved network; beside them a model card. Nothing else is fetched: no pickles, no code."""
@@ -46,6 +49,7 @@ def local_folder(folder_or_id: str | os.PathLike[str], **download: Unpack[Downlo
     path = Path(folder_or_id)
     if path.is_dir() or not isinstance(folder_or_id, str) or not _ID.fullmatch(folder_or_id):
         return path
+    log.info("there is no folder %s: the network of this name is taken from the hub", folder_or_id)
     try:
         return Path(
             huggingface_hub.snapshot_download(
@@ -100,7 +104,13 @@ class OnHub(ModelHubMixin):
 
     def generate_model_card(self: Any, **kwargs: Any) -> ModelCard:
         """The card that the network came with, or one that says what can be known without a run."""
-        return ModelCard(self.card or plain_card(self, **kwargs), ignore_metadata_errors=True)
+        card = ModelCard(self.card or plain_card(self, **kwargs), ignore_metadata_errors=True)
+        own = self.spec.get("timesteps", self.timesteps)
+        if self.card and own != self.timesteps:  # another T than it was loaded with
+            card.text = (
+                f"\n> Saved with {self.timesteps} time steps; what follows was measured with {own}.\n{card.text}"
+            )
+        return card
 
     @classmethod
     def from_pretrained(  # type: ignore[override]  # the mixin's takes arguments of __init__, too

@@ -127,7 +127,7 @@ def load_snn(folder: str | os.PathLike[str], **download: Unpack[Download]) -> Sp
     if "extra" in spec:
         snn.spec["extra"] = spec["extra"]
     if (folder / CARD).is_file():
-        snn.card = (folder / CARD).read_text()
+        snn.card = (folder / CARD).read_text(errors="replace")
     return snn.eval()
 
 

@@ -303,7 +303,7 @@ class Writer:
     def _flat(self, node: fx.Node, before: tuple[int, ...]) -> None:
         name = f"{node.name}_flat"
         self.nodes[name] = nir.Flatten(input_type={"input": np.array(before)}, start_dim=0, end_dim=-1)
-        self.edges += [(source, name) for source in self.sources[node]]
+        self.edges += [(source, name) for source in self._distinct(node)]
         self.sources[node] = [name]
 
     def _on_pad(self, node, x, pad, mode="constant", value=None):

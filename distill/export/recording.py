@@ -58,7 +58,7 @@ class Recorder:
         self.graph = fx.Graph()
         self.attributes: dict[str, nn.Module | Tensor] = {}
         self.path: list[str] = []
-        self._constants: dict[int, str] = {}
+        self._constants: dict[int, tuple[str, Tensor]] = {}
 
     def input(self, name: str, value: Tensor) -> Noted:
         return self.noted(value, self.graph.placeholder(name))
@@ -140,8 +140,9 @@ class Recorder:
             return x.item()
         if id(x) not in self._constants:
             name = self._name("_".join(filter(None, ((self.path or [""])[-1], "constant"))))
-            self._constants[id(x)], self.attributes[name] = name, x.detach().clone()
-        return self.graph.get_attr(self._constants[id(x)])
+            # with the tensor itself: of one that is gone another could have the id
+            self._constants[id(x)], self.attributes[name] = (name, x), x.detach().clone()
+        return self.graph.get_attr(self._constants[id(x)][0])
 
     def _name(self, path: str) -> str:
         """A name that is free, a Python identifier."""

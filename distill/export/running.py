@@ -46,35 +46,41 @@ def run(config: ExportConfig) -> dict[str, Any]:
     logging.getLogger("distill").setLevel(logging.INFO)
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    out = Path(config.out)
-    _check_folder(out, config.overwrite)
+    out = Path(config.out).absolute()
+    _check_folder(out, config)
     network = load_network(config.model)
     if config.timesteps is not None:
         network.timesteps = config.timesteps
     if dtype_of(network) not in (torch.float32, torch.float64):
         network.float()
     samples = samples_for(config, network)
-    folder = out.absolute().with_name(f".{out.absolute().name}.{os.getpid()}")
+    folder, earlier = (out.with_name(f".{out.name}.{kind}{os.getpid()}") for kind in ("", "earlier."))
     folder.mkdir(parents=True)
     try:
         check = FORMATS[config.format](Job(network, samples, folder, config))
         if not check.passed:
             raise CheckError(f"the check of format {config.format} failed, nothing is left of it: {check.line}")
         result = _write_records(folder, config, network, samples.ndim == 5, check)
+        _check_folder(out, config)  # of others, who may have written meanwhile
         if out.exists():
-            shutil.rmtree(out)
+            out.rename(earlier)
         folder.rename(out)
+        shutil.rmtree(earlier, ignore_errors=True)
     finally:
+        if earlier.exists() and not out.exists():
+            earlier.rename(out)
         shutil.rmtree(folder, ignore_errors=True)
     log.info("check passed: %s", check.line)
     log.info("format %s, T = %s, is in %s", config.format, network.timesteps, out)
     return result
 
 
-def _check_folder(out: Path, overwrite: bool) -> None:
+def _check_folder(out: Path, config: ExportConfig) -> None:
+    if Path(config.model).resolve().is_relative_to(out.resolve()):
+        raise ValueError(f"out must be another folder than the model's, found {out}, where {config.model} lies")
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
-    if not overwrite:
+    if not config.overwrite:
         raise ValueError(f"out must be a new or empty folder, found {out}: use --overwrite true to replace an export")
     if not (out / CHECK).is_file():
         raise ValueError(f"overwrite replaces what an earlier export has left, found none in {out}: {CHECK} is missing")

@@ -13,6 +13,8 @@ from distill.saved_evaluation import images_of
 from models import SpikingNetwork
 
 BATCH = 100
+FEWEST = 100
+"""Images on which a share of 99 % says something."""
 
 
 def takes_frames(config: ExportConfig, network: SpikingNetwork | Hybrid) -> bool:
@@ -70,4 +72,10 @@ def _images(config: ExportConfig, network: SpikingNetwork | Hybrid) -> Tensor:
             wanted -= taken.shape[1 if events else 0]
             if wanted == 0:
                 break
+    found = config.samples - wanted
+    if found < FEWEST:
+        raise ValueError(
+            f"data.name={config.data.name} has {found} images, a check needs {FEWEST}: name the run's data, or use "
+            "--check_images random"
+        )
     return torch.cat(batches, 1 if events else 0)

@@ -201,6 +201,14 @@ def test_a_folder_without_a_network_is_refused(tmp_path):
         load_network(str(tmp_path))
 
 
+def test_a_network_of_the_hub_is_named_by_its_id(finished, monkeypatch):
+    folder, _ = finished
+    names = {"someone/student": folder / "student", "someone/layer2": folder / "hybrids" / "layer2"}
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, **options: str(names[name]))
+    assert isinstance(load_network("someone/student"), models.SpikingNetwork)
+    assert load_network("someone/layer2").tap.name == "layer2"
+
+
 def test_the_configuration_refuses_what_cannot_be():
     with pytest.raises(ValueError, match="timesteps must be at least 1 each"):
         EvaluationConfig(model="x", timesteps=[0])

@@ -93,6 +93,16 @@ def test_a_card_comes_along(tmp_path):
     assert "98.76 % top-1" in second.text and first.text == second.text and first.data.tags == second.data.tags
 
 
+def test_a_card_of_another_number_of_time_steps_says_so(tmp_path):
+    twin().save_pretrained(tmp_path / "run")
+    snn = load_snn(tmp_path / "run")
+    assert "Saved with" not in str(snn.generate_model_card())
+    snn.timesteps = 5
+    snn.save_pretrained(tmp_path / "copy")
+    text = ModelCard.load(tmp_path / "copy" / "README.md").text
+    assert "Saved with 5 time steps; what follows was measured with 3." in text and "# Spiking twin" in text
+
+
 def test_a_twin_that_could_not_be_rebuilt_is_not_saved(tmp_path):
     snn = twin()
     snn.fc = nn.Linear(8, 5)

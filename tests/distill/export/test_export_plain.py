@@ -61,6 +61,23 @@ def test_each_thing_that_blocks_do_has_a_plain_form(toy, neuron, tmp_path):
     assert len(neurons_of(step)) == calls  # a module that is called twice has two membranes
 
 
+class Scaled(nn.Module):
+    """Two products with numbers that are made on the way and gone at once, as of timm's LayerScale2d."""
+
+    def __init__(self, neuron: NeuronConfig) -> None:
+        super().__init__()
+        self.conv, self.spike, self.fc = nn.Conv2d(3, 8, 3, padding=1), SpikingNeuron(neuron), nn.Linear(8, 5)
+        self.first, self.second = nn.Parameter(torch.linspace(0.5, 3, 8)), nn.Parameter(torch.linspace(4, 1, 8))
+
+    def forward(self, x):
+        x = self.conv(x) * self.first.view(1, -1, 1, 1) * self.second.view(1, -1, 1, 1)
+        return self.fc(self.spike(x).mean((2, 3)))
+
+
+def test_numbers_that_are_made_on_the_way_are_not_taken_for_one_another(tmp_path):
+    check(generic(spiking(Scaled(NEURONS["lif"]), 3)).eval(), (3, 16, 16), tmp_path)
+
+
 @pytest.mark.parametrize("name", list_snns())
 def test_every_network_of_the_papers_has_a_plain_form(name, tmp_path):
     size = SIZES.get(name, (3, 32, 32))

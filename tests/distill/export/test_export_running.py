@@ -3,6 +3,7 @@
 import builtins
 import importlib
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -79,6 +80,31 @@ def test_an_earlier_export_is_replaced_where_that_is_asked_for(student, tmp_path
     assert (out / "check.json").exists()  # what was there stays until something better is
 
 
+def test_an_earlier_export_stays_where_it_cannot_be_replaced(student, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    running.run(config(student, out))
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    real = Path.rename
+
+    def busy(self, target):
+        if Path(target) == out and "earlier" not in self.name:
+            raise OSError(16, "Device or resource busy")
+        return real(self, target)
+
+    monkeypatch.setattr(Path, "rename", busy)
+    with pytest.raises(OSError, match="busy"):
+        running.run(config(student, out, overwrite=True))
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_the_model_itself_is_never_replaced(student, tmp_path):
+    for out in (student, student.parent):
+        with pytest.raises(ValueError, match="out must be another folder than the model's"):
+            running.run(config(student, out, overwrite=True))
+    assert load_snn(student)
+
+
 @pytest.mark.parametrize(("format", "package"), [("onnx", "onnxruntime"), ("onnx", "onnxscript"), ("nir", "nir")])
 def test_a_missing_package_is_named_with_its_extra(student, tmp_path, monkeypatch, format, package):
     there = importlib.import_module
@@ -106,8 +132,10 @@ def test_samples_are_held_out_images_then_training_images(student):
     few = samples_for(config(student, "out", samples=100), snn)
     many = samples_for(config(student, "out", samples=500), snn)
     assert few.shape == (100, 1, 16, 16) and many.shape == (500, 1, 16, 16) and torch.equal(few, many[:100])
-    data = DataConfig(max_eval_samples=70, max_train_samples=20)
-    assert len(samples_for(config(student, "out", data=data), snn)) == 90  # all that there are
+    data = DataConfig(max_eval_samples=70, max_train_samples=40)
+    assert len(samples_for(config(student, "out", samples=500, data=data), snn)) == 110  # all that there are
+    with pytest.raises(ValueError, match=r"data\.name=digits has 90 images, a check needs 100.*--check_images random"):
+        samples_for(config(student, "out", data=DataConfig(max_eval_samples=70, max_train_samples=20)), snn)
     assert samples_for(config(student, "out", input="frames"), snn).shape == (2, 100, 1, 16, 16)
 
 
