@@ -71,7 +71,7 @@ def run(config: ExportConfig) -> dict[str, Any]:
             earlier.rename(out)
         shutil.rmtree(folder, ignore_errors=True)
     log.info("check passed: %s", check.line)
-    log.info("format %s, T = %s, is in %s", config.format, network.timesteps, out)
+    log.info("format %s, T = %s, is in %s", config.format, network.timesteps, config.out)
     return result
 
 

@@ -46,7 +46,7 @@ def finished(tmp_path_factory):
 def test_a_run_leaves_everything_in_its_folder(finished):
     folder, config, _ = finished
     assert {path.name for path in folder.iterdir()} == {
-        "config.yaml", "metrics.jsonl", "summary.json", "checkpoints", "teacher", "student", "hybrids"
+        "config.yaml", "metrics.jsonl", "summary.json", ".lock", "checkpoints", "teacher", "student", "hybrids"
     }  # fmt: skip
     assert (folder / "config.yaml").read_text() == resolved(config)
     assert {path.name for path in (folder / "student").iterdir()} == {"model.safetensors", "config.json", "README.md"}

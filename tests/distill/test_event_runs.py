@@ -74,7 +74,7 @@ def test_the_papers_network_for_events_trains_on_frames_of_its_size(data, tmp_pa
     assert train(config)["student_top1"] == 100
     assert losses(tmp_path / "r")[-1] < losses(tmp_path / "r")[0]
     card = (tmp_path / "r" / "student" / "README.md").read_text()
-    assert "event frames (T, B, 2, H, W)" in card
+    assert "event frames (T, B, C, H, W)" in card
 
 
 def losses(folder):

@@ -31,11 +31,12 @@ def test_a_killed_loader_process_ends_the_run_with_one_line_and_it_goes_on(tmp_p
     )
     monkeypatch.setattr("torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL", 0.1)  # waited for at the end
     step, killed = loop._Fit._pass, []
+    others = {process.pid for process in multiprocessing.active_children()}  # of other tests
 
     def kill(fit, *args):
         step(fit, *args)
         if fit.progress.batches == 2 and not killed:
-            killed.extend(process.pid for process in multiprocessing.active_children())
+            killed.extend({process.pid for process in multiprocessing.active_children()} - others)
             for pid in killed:
                 os.kill(pid, signal.SIGKILL)
             time.sleep(60)  # the signal of its death ends this: torch raises wherever the main process is

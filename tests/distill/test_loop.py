@@ -2,7 +2,6 @@
 
 import dataclasses
 import errno
-import hashlib
 import itertools
 import json
 import logging
@@ -19,7 +18,7 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 from torch.utils.data import DataLoader, Subset, TensorDataset
-from toy_runs import forget_accelerate, metrics_of, timeless
+from toy_runs import forget_accelerate, metrics_of, rewrite_manifest, timeless
 
 from distill import TrainConfig
 from distill.backward import once
@@ -648,14 +647,6 @@ def test_a_checkpoint_of_two_processes_is_refused_unless_it_is_allowed(tmp_path)
         train(tmp_path, config, resume=True)
     train(tmp_path, config, resume=True, saving=Saving(allow_changed=("processes",)))
     assert [line["epoch"] for line in metrics_of(tmp_path)] == [1, 2, 3]
-
-
-def rewrite_manifest(path, **changes):
-    """As if the run that wrote it had been another one."""
-    manifest = json.loads((path / "manifest.json").read_text()) | changes
-    del manifest["sha256"]
-    digest = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
-    (path / "manifest.json").write_text(json.dumps(manifest | {"sha256": digest}))
 
 
 def test_firing_rates_are_logged_and_dead_layers_named(tmp_path, caplog):

@@ -21,7 +21,7 @@ def test_a_run_leaves_its_report_and_the_script_writes_the_same_again(reports, t
     spikes = json.loads((tmp_path / "r" / "raster.json").read_text())
     assert [layer["name"] for layer in spikes["layers"]] == ["act1", "layer2.1.act2", "layer4.1.act2"]
     assert len({image["label"] for image in spikes["images"]}) == 4 and spikes["timesteps"] == 2
-    assert page.count('role="img"') == 2 * 5 + 4  # every chart but that of energies, in two sizes
+    assert page.count('role="img"') == 2 * 6 + 4  # every chart, in two sizes, and four rasters
     (tmp_path / "r" / "report.html").unlink()
     command = [sys.executable, str(ROOT / "scripts" / "report.py"), "--run", "r"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)

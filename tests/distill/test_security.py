@@ -8,7 +8,7 @@ import pytest
 import torch
 import yaml
 from test_checkpoints import save
-from toy_runs import TEACHER, distil, tiny
+from toy_runs import TEACHER, distil, rewrite_manifest, tiny
 
 from distill import DistillConfig, RunConfig, TeacherConfig, cli
 from distill.checkpoints import Checkpoints, damage_of
@@ -66,9 +66,8 @@ def test_a_pickle_slipped_into_a_checkpoint_runs_nothing(tmp_path, mark, file):
     (tmp_path / "r" / "summary.json").unlink()
     checkpoint = Checkpoints(tmp_path / "r" / "checkpoints" / "student").newest().path
     torch.save({"state": Mark(mark)}, checkpoint / file)
-    manifest = json.loads((checkpoint / "manifest.json").read_text())
-    manifest["files"][file] = hashlib.sha256((checkpoint / file).read_bytes()).hexdigest()
-    (checkpoint / "manifest.json").write_text(json.dumps(manifest))
+    files = json.loads((checkpoint / "manifest.json").read_text())["files"]
+    rewrite_manifest(checkpoint, files=files | {file: hashlib.sha256((checkpoint / file).read_bytes()).hexdigest()})
     if file.startswith("random"):  # which Accelerate passes over
         distil(config, resume=True)
     else:
@@ -82,9 +81,7 @@ def test_a_manifest_cannot_name_files_outside(tmp_path, name):
     save(checkpoints, 1)
     (tmp_path / "student" / "outside").write_text("")
     path = checkpoints.newest().path
-    manifest = json.loads((path / "manifest.json").read_text())
-    empty = hashlib.sha256(b"").hexdigest()
-    (path / "manifest.json").write_text(json.dumps({**manifest, "files": {name: empty}}))
+    rewrite_manifest(path, files={name: hashlib.sha256(b"").hexdigest()})
     assert damage_of(path) == f"{name} is outside of it" and checkpoints.newest(say=False) is None
 
 

@@ -59,7 +59,7 @@ def finished(tmp_path_factory):
 def test_a_run_leaves_network_summary_and_metrics(finished):
     folder, config, summary = finished
     assert {path.name for path in folder.iterdir()} == {
-        "config.yaml", "metrics.jsonl", "summary.json", "checkpoints", "student"
+        "config.yaml", "metrics.jsonl", "summary.json", ".lock", "checkpoints", "student"
     }  # fmt: skip
     assert (folder / "config.yaml").read_text() == resolved(config)
     saved = json.loads((folder / "summary.json").read_text())
