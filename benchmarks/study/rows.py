@@ -1,0 +1,103 @@
+"""The rows of the study: one list, from which runs, table and plots are made.
+
+All rows of a scale have the same images, epochs, batch, augmentation and seeds (`common.yaml`, `SCALES`), and differ in
+what their `arguments` say. The student is the spiking twin of the teacher, T = 4, unless a row says otherwise.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+NETWORK = {
+    "name": "resnet18",
+    "kwargs": "{channels: [32, 64, 128, 256]}",
+    "cifar_stem": "true",
+    "input_size": "[3, 32, 32]",
+    "mean": "[0.4914, 0.4822, 0.4465]",
+    "std": "[0.2470, 0.2435, 0.2616]",
+}
+"""The teacher `resnet18_w32_cifar10`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scale:
+    """How long the rows of a table train."""
+
+    what: str
+    arguments: dict[str, str]
+
+
+SCALES = {
+    "full": Scale(
+        what="6 epochs of the 50,000 images, evaluated on all 10,000 test images",
+        arguments={"train.epochs": "6", "train.warmup_steps": "100"},
+    ),
+    "short": Scale(
+        what="3 epochs of 10,240 images, evaluated on 5,000 test images",
+        arguments={
+            "train.epochs": "3",
+            "train.warmup_steps": "24",
+            "data.max_train_samples": "10240",
+            "data.max_eval_samples": "5000",
+        },
+    ),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One network of a table.
+
+    Args:
+        title: what it is called in the table.
+        script: of `scripts/`, without its ending; or "convert": no training (`benchmarks.study.conversion`).
+        arguments: of the script, by name, besides those of the scale.
+        at_scale: more of them, at one scale.
+        teacher: whether the teacher's weights are read.
+        seeds: how many runs there are, of seeds 0, 1, ...
+    """
+
+    title: str
+    script: str
+    arguments: dict[str, str] = field(default_factory=dict)
+    at_scale: dict[str, dict[str, str]] = field(default_factory=dict)
+    teacher: bool = True
+    seeds: int = 1
+
+    @property
+    def network(self) -> str:
+        """The section of the configuration that describes the analogue network."""
+        return "ann" if self.script == "train_snn" else "teacher"
+
+
+TWIN = {"student.name": "twin"}
+NO_TAPS = {"taps": "[]"}
+
+ROWS: dict[str, Row] = {
+    "scratch": Row(title="rate_m from scratch", script="train_snn", arguments=TWIN, teacher=False),
+    "teacher_weights": Row(
+        title="rate_m from the teacher's weights, labels alone", script="train_snn", arguments=TWIN, seeds=3
+    ),
+    "kd": Row(title="+ logit KD", script="distill", arguments=NO_TAPS, seeds=3),
+    "joint": Row(title="+ hybrids, joint", script="distill", arguments={"schedule.name": "joint"}, seeds=3),
+    "progressive": Row(
+        title="+ hybrids, progressive",
+        script="distill",
+        arguments={"schedule.name": "progressive"},
+        at_scale={"short": {"taps": "[layer2]", "schedule.epochs": "[1, 2]"}},  # three epochs: no stage for each tap
+    ),
+    "stochastic": Row(title="+ hybrids, stochastic", script="distill", arguments={"schedule.name": "stochastic"}),
+    "bptt": Row(
+        title="BPTT from scratch",
+        script="train_snn",
+        arguments={**TWIN, "student.algorithm": "bptt"},
+        teacher=False,
+    ),
+    "ann": Row(title="the same ANN on labels alone", script="train_teacher", teacher=False),
+    "tet": Row(
+        title="TET with BPTT from scratch",
+        script="train_snn",
+        arguments={**TWIN, "student.algorithm": "bptt", "loss.name": "tet"},
+        teacher=False,
+    ),
+}
