@@ -6,7 +6,7 @@ what their `arguments` say. The student is the spiking twin of the teacher, T = 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 NETWORK = {
     "name": "resnet18",
@@ -50,6 +50,7 @@ class Row:
 
     Args:
         title: what it is called in the table.
+        label: the same in a plot.
         script: of `scripts/`, without its ending; or "convert": no training (`benchmarks.study.conversion`).
         arguments: of the script, by name, besides those of the scale.
         at_scale: more of them, at one scale.
@@ -58,6 +59,7 @@ class Row:
     """
 
     title: str
+    label: str
     script: str
     arguments: dict[str, str] = field(default_factory=dict)
     at_scale: dict[str, dict[str, str]] = field(default_factory=dict)
@@ -72,32 +74,96 @@ class Row:
 
 TWIN = {"student.name": "twin"}
 NO_TAPS = {"taps": "[]"}
+BPTT = {**TWIN, "student.algorithm": "bptt"}
+CALIBRATED = {**NO_TAPS, "student.init": "calibrated"}
 
-ROWS: dict[str, Row] = {
-    "scratch": Row(title="rate_m from scratch", script="train_snn", arguments=TWIN, teacher=False),
+HYBRIDS = ("joint", "progressive", "stochastic")
+"""The rows that train hybrids."""
+
+BEST = "joint"
+"""The one of `HYBRIDS` from which further rows and the ablations are derived."""
+
+_TRAINED: dict[str, Row] = {
+    "scratch": Row(title="rate_m from scratch", label="rate_m", script="train_snn", arguments=TWIN, teacher=False),
     "teacher_weights": Row(
-        title="rate_m from the teacher's weights, labels alone", script="train_snn", arguments=TWIN, seeds=3
+        title="rate_m from the teacher's weights, labels alone",
+        label="teacher's weights",
+        script="train_snn",
+        arguments=TWIN,
+        seeds=3,
     ),
-    "kd": Row(title="+ logit KD", script="distill", arguments=NO_TAPS, seeds=3),
-    "joint": Row(title="+ hybrids, joint", script="distill", arguments={"schedule.name": "joint"}, seeds=3),
+    "kd": Row(title="+ logit KD", label="logit KD", script="distill", arguments=NO_TAPS, seeds=3),
+    "joint": Row(
+        title="+ hybrids, joint", label="joint", script="distill", arguments={"schedule.name": "joint"}, seeds=3
+    ),
     "progressive": Row(
         title="+ hybrids, progressive",
+        label="progressive",
         script="distill",
         arguments={"schedule.name": "progressive"},
         at_scale={"short": {"taps": "[layer2]", "schedule.epochs": "[1, 2]"}},  # three epochs: no stage for each tap
     ),
-    "stochastic": Row(title="+ hybrids, stochastic", script="distill", arguments={"schedule.name": "stochastic"}),
-    "bptt": Row(
-        title="BPTT from scratch",
-        script="train_snn",
-        arguments={**TWIN, "student.algorithm": "bptt"},
-        teacher=False,
+    "stochastic": Row(
+        title="+ hybrids, stochastic", label="stochastic", script="distill", arguments={"schedule.name": "stochastic"}
     ),
-    "ann": Row(title="the same ANN on labels alone", script="train_teacher", teacher=False),
+    "bptt": Row(title="BPTT from scratch", label="BPTT", script="train_snn", arguments=BPTT, teacher=False),
+    "ann": Row(title="the same ANN on labels alone", label="ANN", script="train_teacher", teacher=False),
+}
+_CONVERTED: dict[str, Row] = {
+    "convert_lif": Row(
+        title="calibrated twin, leak 0.2, no training",
+        label="converted, LIF",
+        script="convert",
+        arguments={**CALIBRATED, "student.neuron.leak": "0.2"},
+    ),
+    "convert_if": Row(
+        title="calibrated twin, leak 1 (IF), no training",
+        label="converted, IF",
+        script="convert",
+        arguments={**CALIBRATED, "student.neuron.leak": "1.0", "eval_timesteps": "[8, 16, 32]"},
+    ),
+    "convert_spikingjelly": Row(
+        title="SpikingJelly's converter (IF), no training",
+        label="SpikingJelly's converter",
+        script="convert",
+        arguments={**NO_TAPS, "converter": "spikingjelly", "eval_timesteps": "[8, 16, 32]"},
+    ),
+}
+
+
+def changed(base: Row, title: str, label: str, arguments: dict[str, str]) -> Row:
+    """A row with other arguments, also at the scales that have some of their own; one seed."""
+    at_scale = {
+        scale: {name: value for name, value in more.items() if name not in arguments}
+        for scale, more in base.at_scale.items()
+    }
+    return replace(
+        base, title=title, label=label, arguments={**base.arguments, **arguments}, at_scale=at_scale, seeds=1
+    )
+
+
+def _of_the_best() -> dict[str, Row]:
+    best = _TRAINED[BEST]
+    rows = {
+        f"{BEST}_t{steps}": changed(
+            best, f"{BEST} at T = {steps}", f"{BEST}, T = {steps}", {"student.timesteps": f"{steps}"}
+        )
+        for steps in (1, 2, 8)
+    }
+    sew = {"student.name": "sew_resnet18", "student.width": "32"}
+    return {**rows, f"{BEST}_sew": changed(best, f"{BEST}, student sew_resnet18", f"{BEST}, SEW", sew)}
+
+
+ROWS: dict[str, Row] = {
+    **_TRAINED,
+    **_CONVERTED,
+    **_of_the_best(),
     "tet": Row(
         title="TET with BPTT from scratch",
+        label="TET",
         script="train_snn",
-        arguments={**TWIN, "student.algorithm": "bptt", "loss.name": "tet"},
+        arguments={**BPTT, "loss.name": "tet"},
         teacher=False,
     ),
 }
+"""In the order of worth; the names are those of the run folders."""
