@@ -148,7 +148,8 @@ def test_the_cost_is_noted_while_a_run_lasts(place, fake, monkeypatch):
     monkeypatch.setattr(running, "NOTE", 0.0)
 
     def look(seconds):
-        if (record := running.read_record(folder)) is not None:
+        record = running.read_record(folder)
+        if record is not None and not seen:
             seen.append(record)
             raise KeyboardInterrupt
 
@@ -157,6 +158,18 @@ def test_the_cost_is_noted_while_a_run_lasts(place, fake, monkeypatch):
         run_row(place, "kd", 0)
     assert seen[0]["processes"][0]["status"] is None and not seen[0]["finished"]
     assert seen[0]["wall_seconds"] > 0 and seen[0]["peak_rss_mb"] > 1
+
+
+def test_a_run_whose_end_nobody_noted_is_gone_on_with(place, fake):
+    run_row(place, "kd", 0)
+    folder = place.folder("kd", 0)
+    record = running.read_record(folder)
+    (folder / "study.json").write_text(json.dumps(record | {"finished": False}))
+    assert not place.is_done("kd", 0)
+    (folder / "study.json").unlink()
+    assert not place.is_done("kd", 0)
+    run_row(place, "kd", 0)
+    assert place.is_done("kd", 0) and running.read_record(folder)["processes"][0]["resumed"]
 
 
 def test_a_row_runs_once_at_a_time(place, fake):
@@ -265,6 +278,13 @@ def test_a_record_holds_what_the_run_folder_says(tmp_path):
     assert found["train_seconds"] == 150.0 and found["images_per_second"] == 16.0  # 2400 images in 150 s
     assert found["wall_seconds"] == 300.0 and found["peak_mb"] == 900.0
     assert found["curve"] == [[1, 51.2346, 60.0], [2, 61.2346, 150.0]]
+
+
+def test_wall_time_is_unknown_where_the_first_process_left_no_record(tmp_path):
+    folder = leave(tmp_path, "kd")
+    record = json.loads((folder / "study.json").read_text())
+    (folder / "study.json").write_text(json.dumps(record | {"processes": record["processes"][1:]}))
+    assert records.record_of(folder)["wall_seconds"] is None
 
 
 def test_the_first_runs_records_are_read(tmp_path):
