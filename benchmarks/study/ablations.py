@@ -52,7 +52,7 @@ ABLATIONS: dict[str, Ablation] = {
     ),
     "leak": Ablation(title="Leak", default="0.2", changes=_each("student.neuron.leak", "0.5", "1.0")),
     "threshold": Ablation(title="Threshold", default="1", changes=_each("student.neuron.threshold", "0.5", "2")),
-    "lr": Ablation(title="Learning rate", default="0.1", changes=_each("train.lr", "0.03", "0.2")),
+    "lr": Ablation(title="Learning rate", default="the scale's", changes=_each("train.lr", "0.01", "0.1", "0.2")),
     "gradient_scale": Ablation(  # distillation has no such setting
         title="Scale of the gradient",
         default="none",

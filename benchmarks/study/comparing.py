@@ -5,7 +5,9 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+from benchmarks.study.ablations import ALL_ROWS
 from benchmarks.study.records import Record
 from benchmarks.study.rows import BEST, HYBRIDS
 
@@ -48,6 +50,21 @@ def mean(values: Sequence[float | None]) -> Mean | None:
     if not known or len(known) < len(values):
         return None
     return Mean(statistics.fmean(known), min(known), max(known), len(known))
+
+
+def alike(records: Sequence[Record]) -> tuple[list[Record], dict[str, Any], list[Record]]:
+    """Records of the settings that most have, these settings, and the other records.
+
+    Where a row itself says one of the settings, it may differ.
+    """
+    plain = [r["settings"] for r in sorted(records, key=lambda r: r["ended"], reverse=True)]
+    common = max(plain, key=plain.count)  # of as many the newest
+
+    def fits(record: Record) -> bool:
+        own = ALL_ROWS[record["row"]].arguments
+        return all(record["settings"][name] == value for name, value in common.items() if name not in own)
+
+    return [r for r in records if fits(r)], common, [r for r in records if not fits(r)]
 
 
 def by_row(records: Sequence[Record]) -> dict[str, list[Record]]:

@@ -8,9 +8,12 @@ from __future__ import annotations
 import datetime
 import json
 import re
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from benchmarks.study.ablations import ALL_ROWS
 from benchmarks.study.running import is_done, read_record
@@ -18,12 +21,19 @@ from benchmarks.study.running import is_done, read_record
 Record = dict[str, Any]
 """row, seed, scale, precision: which run it was.
 ended, commit, cpu, threads, versions: when, of what code, and on what.
+settings: those of `SETTINGS`.
 timesteps, top1, top1_by_timesteps, hybrid_top1, teacher_top1: in percent; None or empty where a row has none.
 firing_rate, firing_rates: mean over the layers, and each, in [0, 1].
 compute_uj, memory_uj, teacher_compute_uj, teacher_memory_uj: per image.
 train_seconds, images_per_second, wall_seconds, peak_mb, processes: of training; of all the processes that it took.
 curve: [epoch, top-1, seconds of training so far] of each epoch at whose end the row's own network was evaluated.
 """
+
+SETTINGS = (
+    *("train.epochs", "train.batch_size", "train.lr", "train.warmup_steps"),
+    *("data.max_train_samples", "data.max_eval_samples"),
+)
+"""What all rows of a table share: without it figures cannot be compared."""
 
 
 def file_of(results: Path, scale: str, precision: str) -> Path:
@@ -32,11 +42,11 @@ def file_of(results: Path, scale: str, precision: str) -> Path:
 
 def collect(runs: Path, scale: str, results: Path) -> None:
     """Adds the finished runs of a scale to the files; of two of the same row, seed and processor the newer counts."""
-    found = [
-        record_of(folder)
-        for folder in sorted((runs / scale).glob("*/seed*"))
-        if re.fullmatch(r"seed\d+", folder.name) and folder.parent.name in ALL_ROWS and is_done(folder)
-    ]
+    folders = [f for f in sorted((runs / scale).glob("*/seed*")) if re.fullmatch(r"seed\d+", f.name) and is_done(f)]
+    for folder in folders:
+        if folder.parent.name not in ALL_ROWS:
+            print(f"{folder} is left out: no row has this name", file=sys.stderr)
+    found = [record_of(folder) for folder in folders if folder.parent.name in ALL_ROWS]
     for precision in sorted({record["precision"] for record in found}):
         file = file_of(results, scale, precision)
         new = [record for record in found if record["precision"] == precision]
@@ -74,6 +84,7 @@ def record_of(folder: Path) -> Record:
         "ended": ended.isoformat(timespec="seconds"),
         **_cost(run),
         **{name: run[name] for name in ("cpu", "threads")},
+        "settings": _settings(folder),
         "versions": summary["versions"],
         "timesteps": summary.get("timesteps"),
         "top1": summary["student_top1"] if spiking else summary["teacher_top1"],
@@ -88,6 +99,12 @@ def record_of(folder: Path) -> Record:
         "curve": _curve(lines, "student_top1" if spiking else "teacher_top1"),
     }
     return _rounded(record)
+
+
+def _settings(folder: Path) -> dict[str, Any]:
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    pairs = {name: name.split(".") for name in SETTINGS}
+    return {name: config[section][field] for name, (section, field) in pairs.items()}
 
 
 def _cost(run: dict[str, Any]) -> Record:

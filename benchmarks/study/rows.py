@@ -33,12 +33,14 @@ SCALES = {
         arguments={"train.epochs": "6", "train.warmup_steps": "100"},
     ),
     "short": Scale(
-        what="3 epochs of 10,240 images, evaluated on 5,000 test images",
+        what="3 epochs of 10,240 images in batches of 32, evaluated on 2,000 test images",
         arguments={
             "train.epochs": "3",
-            "train.warmup_steps": "24",
+            "train.batch_size": "32",
+            "train.lr": "0.03",
+            "train.warmup_steps": "50",
             "data.max_train_samples": "10240",
-            "data.max_eval_samples": "5000",
+            "data.max_eval_samples": "2000",
         },
     ),
 }

@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from benchmarks.study.ablations import ABLATIONS, Ablation
-from benchmarks.study.comparing import accuracies, by_row, equals, mean, spread, targets
+from benchmarks.study.comparing import accuracies, alike, by_row, equals, mean, spread, targets
 from benchmarks.study.records import Record
-from benchmarks.study.rows import ROWS, SCALES
+from benchmarks.study.rows import ROWS
 from distill.report import SATURATED, SILENT
 
 NONE = "-"
@@ -31,11 +31,11 @@ def study(
         plots: what each shows, and its file.
         command: what makes this file.
     """
-    shown = [record for record in records if record["row"] in ROWS]
+    shown, settings, others = alike([record for record in records if record["row"] in ROWS])
     machines = machines_of(shown)
     parts = [
         f"# The study, {shown[0]['scale']}: CIFAR-10 (JPEG q75), {PRECISIONS[shown[0]['precision']]}",
-        _about(shown, command),
+        _about(shown, settings, others, command),
         _main_table(shown, machines),
         COLUMNS,
         _machines(machines),
@@ -56,16 +56,16 @@ def study(
 def ablations(records: Sequence[Record], command: str) -> str:
     """A table for each setting of which a row was run."""
     used = {name for a, group in ((a, g) for g, a in ABLATIONS.items()) for name in (a.base, *a.rows(group))}
-    shown = [record for record in records if record["row"] in used]
+    shown, settings, others = alike([record for record in records if record["row"] in used])
     machines = machines_of(shown)
     parts = [
         f"# Ablations, {records[0]['scale']}: CIFAR-10 (JPEG q75), {PRECISIONS[records[0]['precision']]}",
-        _about(shown, command),
+        _about(shown, settings, others, command),
         "Each row differs from the default, the first of its table, in that setting alone. A difference smaller than "
-        f"the spread of the seeds is none: {_spread_text(records)}.",
+        f"the spread of the seeds is none: {_spread_text(shown)}.",
     ]
     for group, ablation in ABLATIONS.items():
-        if any(record["row"] in ablation.rows(group) for record in records):
+        if any(record["row"] in ablation.rows(group) for record in shown):
             parts += [f"## {ablation.title}", _ablation(group, ablation, by_row(shown), machines)]
     return "\n\n".join([*parts, _machines(machines), _made_of(shown)]) + "\n"
 
@@ -87,15 +87,25 @@ def rows_text(head: Sequence[str], body: Sequence[Sequence[str]], words: int = 1
     return "\n".join("| " + " | ".join(line) + " |" for line in (head, marks, *body))
 
 
-def _about(records: Sequence[Record], command: str) -> str:
-    scale = SCALES[records[0]["scale"]]
+def _about(records: Sequence[Record], settings: Mapping[str, Any], others: Sequence[Record], command: str) -> str:
+    train, test = (settings[f"data.max_{split}_samples"] for split in ("train", "eval"))
     teachers = mean([r["teacher_top1"] for r in records if r["teacher_top1"] is not None])
     teacher = "" if teachers is None else f", whose top-1 on the same images is {teachers.text()} %"
-    return (
-        f"Made by `{command}`. Every row: {scale.what}; the same batch, augmentation and seeds "
+    said = (
+        f"Made by `{command}`. Every row: {settings['train.epochs']} epochs of {_count(train)} images in batches of "
+        f"{settings['train.batch_size']}, learning rate {settings['train.lr']} after {settings['train.warmup_steps']} "
+        f"steps of warm-up, evaluated on {_count(test)} test images; the same augmentation and seeds "
         f"(`benchmarks/study/common.yaml`, `rows.py`). Teacher: timm's ResNet-18 of width 32{teacher}. Student: its "
         "spiking twin, T = 4, where the row does not say otherwise. Rows that were not run are absent."
     )
+    if others:
+        names = dict.fromkeys(f"`{record['row']}`" for record in others)
+        said += f"\n\nLeft out, because they were run with other settings: {', '.join(names)}."
+    return said
+
+
+def _count(images: int | None) -> str:
+    return "all" if images is None else f"{images:,}"
 
 
 def _of_machines(records: Sequence[Record]) -> dict[tuple[str, str], list[Record]]:

@@ -245,8 +245,10 @@ def main(argv: list[str] | None = None) -> None:
     if options.rounds == 1 or options.rounds < 0:
         parser().error(f"--rounds must be 0, or at least 2 for quartiles, found {options.rounds}")
     small, large = options.memory_batches
-    if not 1 <= small < large:
-        parser().error(f"--memory-batches must be a small and a large number of images, found {small} {large}")
+    if not 2 <= small < large:  # taps are checked on two images
+        parser().error(f"--memory-batches must be a smaller and a larger number, at least 2, found {small} {large}")
+    if options.batch < 2:
+        parser().error(f"--batch must be at least 2, found {options.batch}")
     # before PyTorch is imported: the peak memory of a child starts at that of its parent
     peaks = {} if options.child or not options.memory else memory(options)
     import torch

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from benchmarks.study import plots, tables
 from benchmarks.study.ablations import ABLATION_ROWS
+from benchmarks.study.comparing import alike
 from benchmarks.study.records import read
 from benchmarks.study.rows import ROWS
 
@@ -28,7 +29,7 @@ def write_study(file: Path) -> list[Path]:
     written, shown = [], []
     for name, (what, draw) in PLOTS.items():
         path = file.with_name(f"{file.stem}_{name}.svg")
-        if (svg := draw(records)) is not None:
+        if (svg := draw(alike(records)[0])) is not None:
             path.write_text(svg)
             written.append(path)
             shown.append((what, path.name))

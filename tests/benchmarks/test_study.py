@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from benchmarks import machine
 from benchmarks.study import __main__ as program
 from benchmarks.study import records, running, tables, timing
 from benchmarks.study.ablations import ABLATION_ROWS, ABLATIONS, ALL_ROWS
@@ -222,7 +223,7 @@ def test_a_seed_of_all_rows_comes_before_the_next():
     assert program._runs(["kd", "bptt"], [4]) == [("kd", 4), ("bptt", 4)]
 
 
-def leave(runs, row, seed=0, top1=50.0, cpu="a processor", old=False, **summary):
+def leave(runs, row, seed=0, top1=50.0, cpu="a processor", old=False, lr=0.1, **summary):
     """A run folder as a finished run leaves it."""
     folder = runs / "short" / row / f"seed{seed}"
     folder.mkdir(parents=True)
@@ -239,6 +240,9 @@ def leave(runs, row, seed=0, top1=50.0, cpu="a processor", old=False, **summary)
         "versions": {"python": "3.11", "torch": "2.9"},
     }
     (folder / "summary.json").write_text(json.dumps(values | summary))
+    train = {"epochs": 2, "batch_size": 32, "lr": lr, "warmup_steps": 5}
+    config = {"train": train, "data": {"max_train_samples": 1200, "max_eval_samples": None}}
+    (folder / "config.yaml").write_text(json.dumps(config))
     lines = [
         {"stage": "student", "train_seconds": 60.0, "images": 1200, "student_top1": top1 - 10},
         {"stage": "student", "train_seconds": 90.0, "images": 1200, "student_top1": top1},
@@ -310,13 +314,20 @@ def test_an_analogue_networks_accuracy_is_its_own(tmp_path):
     assert found["curve"] == [[1, 66.0, 10.0]] and found["images_per_second"] == 50.0
 
 
-def test_collected_runs_add_up_and_the_newest_counts(tmp_path):
+def test_without_git_there_is_no_commit(monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    assert machine.commit(running.REPOSITORY) == "no commit"
+
+
+def test_collected_runs_add_up_and_the_newest_counts(tmp_path, capsys):
     first, second, results = tmp_path / "first", tmp_path / "second", tmp_path / "results"
     leave(first, "kd", seed=0, top1=60.0)
     leave(first, "scratch", top1=40.0)
     (first / "short" / "kd" / "seed0-2").mkdir()
     (first / "short" / "joint" / "seed0").mkdir(parents=True)  # not finished
+    leave(first, "gone")
     records.collect(first, "short", results)
+    assert "gone/seed0 is left out: no row has this name" in capsys.readouterr().err
     file = records.file_of(results, "short", "no")
     assert [(r["row"], r["top1"]) for r in records.read(file)] == [("scratch", 40.0), ("kd", 60.0)]
     newer = leave(second, "kd", seed=0, top1=61.0)
@@ -365,7 +376,19 @@ def test_the_table_has_the_figures_worked_out_by_hand(study):
     assert "Machine A: a processor, 1 thread.\nMachine B: another, 1 thread.\nTimes, images/s" in text
     assert line_with(text, "| + logit KD | 30.40")[1:] == ["30.40 [30.00, 30.80]", "**60.40 [60.00, 60.80]**"]
     assert "- `bptt`, seed 0: layer1.0.act1 0.60 %" in text and "act1 24.4" not in text
+    assert "Every row: 2 epochs of 1,200 images in batches of 32, learning rate 0.1 after 5 steps of warm-up" in text
+    assert "evaluated on all test images" in text and "Left out" not in text
     assert "`tet`" not in text and "Versions: python 3.11, torch 2.9. " in text
+
+
+def test_runs_of_other_settings_are_left_out(study, tmp_path):
+    leave(tmp_path / "more", "tet", lr=0.2)
+    leave(tmp_path / "more", "joint-lr-0.2", lr=0.2)
+    records.collect(tmp_path / "more", "short", study.parent)
+    text = tables.study(records.read(study), {}, [], "")
+    assert "run with other settings: `tet`." in text and "| `tet` |" not in text
+    text = tables.ablations(records.read(study), "")
+    assert line_with(text, "`joint-lr-0.2`")[0] == "0.2" and "Left out" not in text
 
 
 def test_differences_smaller_than_the_spread_of_the_seeds_are_none(study):
@@ -504,6 +527,7 @@ def test_a_row_that_is_cut_off_goes_on_and_conversions_leave_run_folders(tmp_pat
 
     def interrupted(seconds):
         if any(folder.glob("checkpoints/student/epoch_*")):
+            running.time.sleep = sleep
             raise KeyboardInterrupt
         sleep(0.1)
 
@@ -511,7 +535,6 @@ def test_a_row_that_is_cut_off_goes_on_and_conversions_leave_run_folders(tmp_pat
     with pytest.raises(KeyboardInterrupt):
         run_row(place, "kd", 0)
     assert not place.is_done("kd", 0)
-    monkeypatch.setattr(running.time, "sleep", sleep)
     for name in ("kd", "convert_if", "convert_spikingjelly"):
         run_row(place, name, 0)
         assert place.is_done(name, 0)
