@@ -17,7 +17,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks import plan, table
+from benchmarks import machine, plan, table
 
 _ERROR_LINE = re.compile(r"(training_step\.py: error: |([\w.]*(Error|Exception|Interrupt)\b))")
 
@@ -90,7 +90,7 @@ def _measure(row: plan.Row, key: str, options: argparse.Namespace, root: Path) -
         "repeat": row.repeat,
         "command": " ".join([*(f"{k}={v}" for k, v in row.environment.items()), shlex.join(shown)]),
         "measured": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
-        "commit": _commit(root),
+        "commit": machine.commit(root),
         "platform": platform.platform(terse=True),
     }
     environment = {**os.environ, **row.environment}
@@ -112,16 +112,6 @@ def _last_error(stderr: str) -> str:
     lines = [line.strip() for line in stderr.splitlines() if line.strip()]
     errors = [line for line in lines if _ERROR_LINE.match(line)]
     return (errors or lines or ["no message"])[-1].removeprefix("training_step.py: error: ")
-
-
-def _commit(root: Path) -> str:
-    """The checked-out commit, with a mark where code that is measured differs from it."""
-
-    def git(*words: str) -> str:
-        return subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True).stdout.strip()
-
-    changed = git("status", "--porcelain", "--", "models", "benchmarks/*.py", "distill")
-    return (git("rev-parse", "--short", "HEAD") or "no commit") + (" with changes" if changed else "")
 
 
 def _chosen(option: str, text: str, allowed: tuple[str, ...]) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -27,3 +28,16 @@ def has_native_bfloat16() -> bool:
     """Without it PyTorch emulates bfloat16 convolutions, several times slower than float32."""
     found = cpu()
     return found["amx_bf16"] or found["avx512_bf16"]
+
+
+def commit(root: Path) -> str:
+    """The checked-out commit, with a mark where code that is measured differs from it; "no commit" without git."""
+
+    def git(*words: str) -> str:
+        try:
+            return subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True).stdout.strip()
+        except FileNotFoundError:
+            return ""
+
+    changed = git("status", "--porcelain", "--", "models", "benchmarks/*.py", "distill")
+    return (git("rev-parse", "--short", "HEAD") or "no commit") + (" with changes" if changed else "")

@@ -10,6 +10,7 @@ for the teacher: told apart without red and green.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 
 ROLES: dict[str, tuple[str, str]] = {
     "page": ("#f4f6f8", "#0e1217"),
@@ -49,10 +50,11 @@ class Palette:
 
     Args:
         taps: how many hybrids there are.
+        more: further roles, each with its colour in light and in dark.
     """
 
-    def __init__(self, taps: int = 0) -> None:
-        self.colours = dict(ROLES)
+    def __init__(self, taps: int = 0, more: Mapping[str, tuple[str, str]] | None = None) -> None:
+        self.colours = {**ROLES, **(more or {})}
         for i in range(taps):
             part = i / max(taps - 1, 1) if taps > 1 else 0.5
             self.colours[f"tap{i}"] = (_between(*TAPS[0], part), _between(*TAPS[1], part))

@@ -1,0 +1,79 @@
+"""What each setting is worth: rows that differ from another one in that alone, run as the others are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from benchmarks.study.rows import BEST, ROWS, Row, changed
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ablation:
+    """One table.
+
+    Args:
+        title: of the table.
+        default: what the base row has.
+        changes: arguments of the script, by what the table calls them.
+        base: a name of `ROWS`.
+    """
+
+    title: str
+    default: str
+    changes: dict[str, dict[str, str]]
+    base: str = BEST
+
+    def rows(self, group: str) -> dict[str, str]:
+        """What the table calls each row, by the row's name."""
+        return {f"{self.base}-{group}-{_for_a_file(label)}": label for label in self.changes}
+
+
+def _each(name: str, *values: str) -> dict[str, dict[str, str]]:
+    return {value: {name: value} for value in values}
+
+
+ABLATIONS: dict[str, Ablation] = {
+    "loss": Ablation(
+        title="Parts of the loss",
+        default="all of weight 1, no feature term",
+        changes={
+            "without student_ce": {"loss.student_ce": "0"},
+            "without student_kd": {"loss.student_kd": "0"},
+            "without hybrid_ce": {"loss.hybrid_ce": "0"},
+            "without hybrid_kd": {"loss.hybrid_kd": "0"},
+            "feature mse": {"loss.feature": "mse"},
+        },
+    ),
+    "temperature": Ablation(title="Temperature", default="2", changes=_each("loss.temperature", "1", "4")),
+    "taps": Ablation(title="Taps", default="stages", changes=_each("taps", "blocks")),
+    "adapters": Ablation(title="Where adapters start", default="random", changes=_each("init.adapters", "regression")),
+    "init": Ablation(
+        title="Where the student starts", default="teacher", changes=_each("student.init", "calibrated", "scratch")
+    ),
+    "leak": Ablation(title="Leak", default="0.2", changes=_each("student.neuron.leak", "0.5", "1.0")),
+    "threshold": Ablation(title="Threshold", default="1", changes=_each("student.neuron.threshold", "0.5", "2")),
+    "lr": Ablation(title="Learning rate", default="the scale's", changes=_each("train.lr", "0.01", "0.1", "0.2")),
+    "gradient_scale": Ablation(  # distillation has no such setting
+        title="Scale of the gradient",
+        default="none",
+        changes=_each("loss.gradient_scale", "1/T"),
+        base="scratch",
+    ),
+}
+
+
+def _for_a_file(label: str) -> str:
+    return label.replace(" ", "_").replace("/", "_over_")
+
+
+def _rows() -> dict[str, Row]:
+    rows = {}
+    for group, ablation in ABLATIONS.items():
+        for name, label in ablation.rows(group).items():
+            title = f"{ablation.base}, {ablation.title[0].lower()}{ablation.title[1:]}: {label}"
+            rows[name] = changed(ROWS[ablation.base], title, label, ablation.changes[label])
+    return rows
+
+
+ABLATION_ROWS: dict[str, Row] = _rows()
+ALL_ROWS: dict[str, Row] = {**ROWS, **ABLATION_ROWS}

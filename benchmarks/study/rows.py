@@ -1,0 +1,171 @@
+"""The rows of the study: one list, from which runs, table and plots are made.
+
+All rows of a scale have the same images, epochs, batch, augmentation and seeds (`common.yaml`, `SCALES`), and differ in
+what their `arguments` say. The student is the spiking twin of the teacher, T = 4, unless a row says otherwise.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+NETWORK = {
+    "name": "resnet18",
+    "kwargs": "{channels: [32, 64, 128, 256]}",
+    "cifar_stem": "true",
+    "input_size": "[3, 32, 32]",
+    "mean": "[0.4914, 0.4822, 0.4465]",
+    "std": "[0.2470, 0.2435, 0.2616]",
+}
+"""The teacher `resnet18_w32_cifar10`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scale:
+    """How long the rows of a table train."""
+
+    what: str
+    arguments: dict[str, str]
+
+
+SCALES = {
+    "full": Scale(
+        what="6 epochs of the 50,000 images, evaluated on all 10,000 test images",
+        arguments={"train.epochs": "6", "train.warmup_steps": "100"},
+    ),
+    "short": Scale(
+        what="3 epochs of 10,240 images in batches of 32, evaluated on 2,000 test images",
+        arguments={
+            "train.epochs": "3",
+            "train.batch_size": "32",
+            "train.lr": "0.03",
+            "train.warmup_steps": "50",
+            "data.max_train_samples": "10240",
+            "data.max_eval_samples": "2000",
+        },
+    ),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One network of a table.
+
+    Args:
+        title: what it is called in the table.
+        label: the same in a plot.
+        script: of `scripts/`, without its ending; or "convert": no training (`benchmarks.study.conversion`).
+        arguments: of the script, by name, besides those of the scale.
+        at_scale: more of them, at one scale.
+        teacher: whether the teacher's weights are read.
+        seeds: how many runs there are, of seeds 0, 1, ...
+    """
+
+    title: str
+    label: str
+    script: str
+    arguments: dict[str, str] = field(default_factory=dict)
+    at_scale: dict[str, dict[str, str]] = field(default_factory=dict)
+    teacher: bool = True
+    seeds: int = 1
+
+    @property
+    def network(self) -> str:
+        """The section of the configuration that describes the analogue network."""
+        return "ann" if self.script == "train_snn" else "teacher"
+
+
+TWIN = {"student.name": "twin"}
+NO_TAPS = {"taps": "[]"}
+BPTT = {**TWIN, "student.algorithm": "bptt"}
+CALIBRATED = {**NO_TAPS, "student.init": "calibrated"}
+
+HYBRIDS = ("joint", "progressive", "stochastic")
+"""The rows that train hybrids."""
+
+BEST = "joint"
+"""The one of `HYBRIDS` from which further rows and the ablations are derived."""
+
+_TRAINED: dict[str, Row] = {
+    "scratch": Row(title="rate_m from scratch", label="rate_m", script="train_snn", arguments=TWIN, teacher=False),
+    "teacher_weights": Row(
+        title="rate_m from the teacher's weights, labels alone",
+        label="teacher's weights",
+        script="train_snn",
+        arguments=TWIN,
+        seeds=3,
+    ),
+    "kd": Row(title="+ logit KD", label="logit KD", script="distill", arguments=NO_TAPS, seeds=3),
+    "joint": Row(
+        title="+ hybrids, joint", label="joint", script="distill", arguments={"schedule.name": "joint"}, seeds=3
+    ),
+    "progressive": Row(
+        title="+ hybrids, progressive",
+        label="progressive",
+        script="distill",
+        arguments={"schedule.name": "progressive"},
+        at_scale={"short": {"taps": "[layer2]", "schedule.epochs": "[1, 2]"}},  # three epochs: no stage for each tap
+    ),
+    "stochastic": Row(
+        title="+ hybrids, stochastic", label="stochastic", script="distill", arguments={"schedule.name": "stochastic"}
+    ),
+    "bptt": Row(title="BPTT from scratch", label="BPTT", script="train_snn", arguments=BPTT, teacher=False),
+    "ann": Row(title="the same ANN on labels alone", label="ANN", script="train_teacher", teacher=False),
+}
+_CONVERTED: dict[str, Row] = {
+    "convert_lif": Row(
+        title="calibrated twin, leak 0.2, no training",
+        label="converted, LIF",
+        script="convert",
+        arguments={**CALIBRATED, "student.neuron.leak": "0.2"},
+    ),
+    "convert_if": Row(
+        title="calibrated twin, leak 1 (IF), no training",
+        label="converted, IF",
+        script="convert",
+        arguments={**CALIBRATED, "student.neuron.leak": "1.0", "eval_timesteps": "[8, 16, 32]"},
+    ),
+    "convert_spikingjelly": Row(
+        title="SpikingJelly's converter (IF), no training",
+        label="SpikingJelly's converter",
+        script="convert",
+        arguments={**NO_TAPS, "converter": "spikingjelly", "eval_timesteps": "[8, 16, 32]"},
+    ),
+}
+
+
+def changed(base: Row, title: str, label: str, arguments: dict[str, str]) -> Row:
+    """A row with other arguments, also at the scales that have some of their own; one seed."""
+    at_scale = {
+        scale: {name: value for name, value in more.items() if name not in arguments}
+        for scale, more in base.at_scale.items()
+    }
+    return replace(
+        base, title=title, label=label, arguments={**base.arguments, **arguments}, at_scale=at_scale, seeds=1
+    )
+
+
+def _of_the_best() -> dict[str, Row]:
+    best = _TRAINED[BEST]
+    rows = {
+        f"{BEST}_t{steps}": changed(
+            best, f"{BEST} at T = {steps}", f"{BEST}, T = {steps}", {"student.timesteps": f"{steps}"}
+        )
+        for steps in (1, 2, 8)
+    }
+    sew = {"student.name": "sew_resnet18", "student.width": "32"}
+    return {**rows, f"{BEST}_sew": changed(best, f"{BEST}, student sew_resnet18", f"{BEST}, SEW", sew)}
+
+
+ROWS: dict[str, Row] = {
+    **_TRAINED,
+    **_CONVERTED,
+    **_of_the_best(),
+    "tet": Row(
+        title="TET with BPTT from scratch",
+        label="TET",
+        script="train_snn",
+        arguments={**BPTT, "loss.name": "tet"},
+        teacher=False,
+    ),
+}
+"""In the order of worth; the names are those of the run folders."""
