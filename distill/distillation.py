@@ -32,11 +32,12 @@ from distill.evaluation import TEACHER, at_timesteps, by_name, top1
 from distill.frontier import ENERGY_IMAGES, RowsOfStages, in_order, row, stage_rows, teacher_costs
 from distill.hybrid import HybridDistiller
 from distill.hybrid_network import check_hybrid, save_hybrid
-from distill.loop import fit, unwrap
+from distill.loop import fit
 from distill.losses import check_tap_weights, distillation_losses
 from distill.mixing import Mixing
 from distill.network_config import InitConfig
 from distill.optimizers import make_optimizer
+from distill.preparation import unwrap
 from distill.random_numbers import repeatable
 from distill.results import image_extra, other_timesteps, student_results, write_results
 from distill.runs import stages_begun

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 
 from distill.hybrid import HybridOutput
 from distill.interruption import INTERRUPTION
-from distill.loop import channels_last
+from distill.preparation import channels_last
 from models import SpikingNetwork
 
 TEACHER = "teacher_top1"

@@ -28,10 +28,11 @@ from distill.data import (
 )
 from distill.evaluation import at_timesteps, top1
 from distill.frontier import ENERGY_IMAGES, in_order, student_rows
-from distill.loop import fit, unwrap
+from distill.loop import fit
 from distill.mixing import Mixing
 from distill.network_config import InitConfig
 from distill.optimizers import make_optimizer
+from distill.preparation import unwrap
 from distill.random_numbers import repeatable
 from distill.results import other_timesteps, student_results, write_results
 from distill.runs import stages_begun
