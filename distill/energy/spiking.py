@@ -14,6 +14,7 @@ while of several processes each image must count once.
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -30,6 +31,7 @@ from distill.energy.calls import RunningModule
 from distill.energy.costs import WORD, Cost, LayerCost
 from distill.energy.fan_out import fan_out, padding_before, per_axis
 from distill.preparation import channels_last
+from distill.processes import Agreement
 from distill.random_numbers import repeatable
 from distill.taps import hooks
 from models import DSRNeuron, SpikeTrain, SpikingNetwork, SpikingNeuron
@@ -62,14 +64,20 @@ def spiking_costs(
         until: a module's name: nothing behind it runs.
         cuts: modules for which the costs up to their end are wanted, too.
     """
-    counter = _Counter(network, cuts)
+    counter, agreement = _Counter(network, cuts), Agreement(accelerator)
+
+    def count(images: Tensor) -> Tensor:
+        with accelerator.autocast(), counter.counting():
+            network(channels_last(images)) if until is None else network(channels_last(images), until=until)
+        return counter.per_image()
+
     total, images_seen = None, 0
     # compiled kernels would be compiled anew for a pass that is watched
     with repeatable(accelerator.device), uncompiled():
         for images, _ in loader:
-            with accelerator.autocast(), counter.counting():
-                network(channels_last(images)) if until is None else network(channels_last(images), until=until)
-            found = accelerator.gather_for_metrics(counter.per_image()).cpu()
+            # where one process fails, no other may wait for its numbers
+            of_batch = agreement.together(functools.partial(count, images))
+            found = accelerator.gather_for_metrics(of_batch).cpu()
             images_seen += len(found)
             sums = _Sums(found[..., 0].sum(0), found[..., 1].amin(0), found[..., 2].amax(0))
             total = sums if total is None else total.with_more(sums)
