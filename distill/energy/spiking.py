@@ -30,6 +30,7 @@ from torch.utils.data import DataLoader
 from distill.energy.calls import RunningModule
 from distill.energy.costs import WORD, Cost, LayerCost
 from distill.energy.fan_out import fan_out, padding_before, per_axis
+from distill.precision import widest_float
 from distill.preparation import channels_last
 from distill.processes import Agreement
 from distill.random_numbers import repeatable
@@ -177,7 +178,7 @@ class _Counter(TorchFunctionMode):
             yield
 
     def per_image(self) -> Tensor:
-        """Synaptic operations, whether the input is integer, largest number: (B, layers, 3), float64."""
+        """Synaptic operations, whether the input is integer, largest number: (B, layers, 3), in `widest_float`."""
         columns = [torch.stack([call.synops, call.integer, call.largest], dim=1) for call in self.calls.values()]
         return torch.stack(columns, dim=1)
 
@@ -209,13 +210,13 @@ def _convolution(output, name, x, weight, bias=None, stride=1, padding=0, dilati
     stride, dilation = per_axis(stride, len(kernel)), per_axis(dilation, len(kernel))
     before = padding_before(padding, kernel, dilation)
     reach = fan_out(x.shape[2:], output.shape[2:], kernel, stride, before, dilation)
-    by_place = _steps(x).sum((0, 2), dtype=torch.float64)  # (B, ...)
-    synops = (by_place * reach.to(by_place.device)).flatten(1).sum(1) * (weight.shape[0] // groups)
+    by_place = _steps(x).sum((0, 2), dtype=widest_float(x.device))  # (B, ...)
+    synops = (by_place * reach.to(by_place)).flatten(1).sum(1) * (weight.shape[0] // groups)
     return _call(name, x, weight, bias, math.prod(output.shape[2:]), synops)
 
 
 def _linear(output, name, x, weight, bias=None) -> _Call:
-    synops = _steps(x).flatten(2).sum((0, 2), dtype=torch.float64) * weight.shape[0]
+    synops = _steps(x).flatten(2).sum((0, 2), dtype=widest_float(x.device)) * weight.shape[0]
     return _call(name, x, weight, bias, math.prod(output.shape[1:-1]), synops)
 
 
@@ -246,8 +247,8 @@ def _call(name: str, x: SpikeTrain, weight: Tensor, bias: Tensor | None, places:
         x.timesteps * (weight.numel() + (0 if bias is None else bias.numel())),
         x.timesteps * math.prod(x.shape[1:]),
         synops * (x.timesteps // x.steps),
-        integer.double(),
-        values.amax((0, 2)).double(),
+        integer.to(synops.dtype),
+        values.amax((0, 2)).to(synops.dtype),
     )
 
 
@@ -256,6 +257,6 @@ def _rescaled(call: _Call, x: SpikeTrain) -> _Call:
     values = _steps(x).flatten(2)
     size = values.amax((0, 2))
     binary = ((values == 0) | (values == size[None, :, None])).all(2).all(0) & (size > 0)
-    factor = torch.where(binary, 1 / size.double(), 1.0)
+    factor = torch.where(binary, 1 / size.to(call.synops.dtype), 1.0)
     integer, largest = torch.where(binary, 1.0, call.integer), torch.where(binary, 1.0, call.largest)
     return replace(call, synops=call.synops * factor, integer=integer, largest=largest)
