@@ -194,7 +194,7 @@ def main() -> None:
     parser.add_argument("--fresh", action="store_true", help="also the same network with weights drawn anew")
     parser.add_argument("--weights", help="also the same network with the weights of this safetensors file")
     parser.add_argument("--root", help="folder with train/ and val/ (or tars); without it, scikit-learn's digits")
-    parser.add_argument("--rules", nargs="+", default=list(REFERENCE), choices=list(REFERENCE))
+    parser.add_argument("--algorithms", nargs="+", default=list(REFERENCE), choices=list(REFERENCE))
     parser.add_argument("--timesteps", nargs="+", type=int, default=[2, 4, 6, 8])
     parser.add_argument("--batch", type=int, default=32, help="images of a batch")
     parser.add_argument("--seeds", type=int, default=3, help="how many: a batch, and fresh weights, each")
@@ -213,7 +213,7 @@ def main() -> None:
         kinds[Path(args.weights).stem] = [with_weights(snn, args.weights)] * len(batches)
     kinds["trained"] = [snn] * len(batches)
     measured: Measured = {}
-    for rule, kind, steps in itertools.product(args.rules, kinds, args.timesteps):
+    for rule, kind, steps in itertools.product(args.algorithms, kinds, args.timesteps):
         for network in kinds[kind]:
             network.timesteps = steps
         measured[rule, kind, steps] = measure(kinds[kind], rule, batches)
