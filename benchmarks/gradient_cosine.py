@@ -18,6 +18,7 @@ import argparse
 import dataclasses
 import datetime
 import itertools
+import math
 import statistics
 import time
 from pathlib import Path
@@ -37,13 +38,15 @@ from models.io import build_snn
 REFERENCE = {"rate_m": "bptt", "rate_s": "bptt_by_step"}
 """With which BPTT a rule is compared: bptt_by_step normalises each time step by itself, as rate_s does."""
 ALL = "all parameters"
+NONE = "-"
+"""In a table, of a weight without a gradient: batch norms that start at 0 let none pass."""
 
 Batch = tuple[Tensor, Tensor]
 """Images (B, C, H, W) and labels (B,)."""
 
 
 class Closeness(NamedTuple):
-    """Of a gradient to that of BPTT."""
+    """Of a gradient to that of BPTT; NaN where either is 0."""
 
     cosine: float
     ratio: float
@@ -88,6 +91,8 @@ def closeness(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> dict[str, C
 
 def _close(a: Tensor, b: Tensor) -> Closeness:
     a, b = a.double().flatten(), b.double().flatten()
+    if not (a.any() and b.any()):
+        return Closeness(math.nan, math.nan)
     return Closeness((a @ b / (a.norm() * b.norm())).item(), (a.norm() / b.norm()).item())
 
 
@@ -107,7 +112,8 @@ Measured = dict[tuple[str, str, int], dict[str, list[Closeness]]]
 def report(measured: Measured, title: str) -> str:
     """Markdown: the range of the means, all parameters together with their spread, and a table a rule."""
     rules, kinds, steps = (list(dict.fromkeys(key[i] for key in measured)) for i in range(3))
-    columns = [(kind, t) for kind in kinds for t in steps]
+    # of one step both are the same by construction, which the first table shows
+    columns = [(kind, t) for kind in kinds for t in steps if t > 1 or len(steps) == 1]
     meaning = "Cosine (and length in units of BPTT's)"
     parts = [title, _ranges(measured, rules, kinds)]
     rows = [
@@ -128,7 +134,8 @@ def _mean(values: list[Closeness]) -> Closeness:
 
 
 def _means(values: list[Closeness]) -> str:
-    return "{:.3f} ({:.2f})".format(*_mean(values))
+    mean = _mean(values)
+    return NONE if math.isnan(mean.cosine) else f"{mean.cosine:.3f} ({mean.ratio:.2f})"
 
 
 def _with_spread(values: list[Closeness]) -> str:
@@ -145,7 +152,7 @@ def _ranges(measured: Measured, rules: list, kinds: list) -> str:
             found = {t: rows for (*key, t), rows in measured.items() if key == [rule, kind]}
             means = {(name, t): _mean(values) for t, rows in found.items() for name, values in rows.items()}
             whole = [means.pop((ALL, t)) for t in found]
-            name, t = min(means, key=lambda key: means[key].cosine)
+            name, t = min(means, key=lambda key: (math.isnan(means[key].cosine), means[key].cosine))
             lines.append(
                 f"- {rule}, {kind}: the whole gradient has a cosine of {min(w.cosine for w in whole):.2f} to "
                 f"{max(w.cosine for w in whole):.2f} with BPTT's and {min(w.ratio for w in whole):.2f} to "
@@ -210,7 +217,7 @@ def main() -> None:
     batches = batches_of(snn, args.root, args.batch, args.seeds)
     kinds = {"fresh": [fresh(snn, seed) for seed in range(len(batches))]} if args.fresh else {}
     if args.weights:
-        kinds[Path(args.weights).stem] = [with_weights(snn, args.weights)] * len(batches)
+        kinds["given"] = [with_weights(snn, args.weights)] * len(batches)
     kinds["trained"] = [snn] * len(batches)
     measured: Measured = {}
     for rule, kind, steps in itertools.product(args.algorithms, kinds, args.timesteps):

@@ -1,5 +1,7 @@
 """Cosines and lengths by hand, and where the two gradients must be equal."""
 
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -82,12 +84,22 @@ def test_the_same_network_with_other_weights(tmp_path):
     assert with_weights(first, tmp_path / "w.safetensors").state_dict()[name].equal(weights[0])
 
 
+def test_a_weight_without_a_gradient_has_neither():
+    gradient = {"a": torch.ones(1, 2), "b": torch.zeros(2, 1)}
+    found = closeness(gradient, gradient)
+    assert found["a"] == found[ALL] == pytest.approx((1.0, 1.0)) and math.isnan(found["b"].cosine)
+    text = report({("rate_m", "fresh", 2): {name: [value] for name, value in found.items()}}, "")
+    assert "| b | - |" in text and "is 1.00 (a, T = 2)" in text
+
+
 def test_the_report_gives_means_spreads_and_the_worst_weight():
     def rows(a, b):
         return {"conv": [Closeness(a, 0.5), Closeness(a + 0.2, 1.5)], ALL: [Closeness(b, 1.0), Closeness(b, 3.0)]}
 
-    text = report({("rate_m", "trained", 2): rows(0.5, 0.9), ("rate_m", "trained", 4): rows(0.6, 0.95)}, "# Title")
+    measured = {("rate_m", "trained", 2): rows(0.5, 0.9), ("rate_m", "trained", 4): rows(0.6, 0.95)}
+    text = report(measured, "# Title")
     assert "# Title\n" in text and "| rule | weights | T = 2 | T = 4 |\n| --- | --- | ---: | ---: |" in text
     assert "| rate_m | trained | 0.900 ± 0.000 (2.00 ± 1.41) | 0.950 ± 0.000 (2.00 ± 1.41) |" in text
     assert "| conv | 0.600 (1.00) | 0.700 (1.00) |" in text
+    assert "| weight | trained, T = 2 | trained, T = 4 |" in text
     assert "cosine of 0.90 to 0.95 with BPTT's and 2.00 to 2.00 times" in text and "0.60 (conv, T = 2)" in text
