@@ -1,0 +1,232 @@
+"""A feedback loop of spiking layers, as one module from spike train to spike train.
+
+    layer 1: W_x x + F s_n of the step before        layer i: W_i s_{i-1}
+
+Average firing rates settle at the equilibrium a_1 = clip((F a_n + W_x xbar + b) / theta, 0, 1),
+a_{i+1} = clip((W_i a_i + b_i) / theta, 0, 1) (Xiao et al., NeurIPS 2021, arXiv 2109.14247, theorems 1 and 2).
+
+The input is given its current for all steps at once; the loop runs step by step. In training (a pass of kind "rate")
+it runs without a graph, keeps the averages alone, and the gradient is that of the equilibrium: by "ide" from a solver,
+by "spide" from backward spikes. Neither depends on the number of steps in memory.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+
+import torch
+from spikingjelly.activation_based.base import MemoryModule
+from torch import Tensor, nn
+
+from models.feedback.averages import Readout, RunningAverage, average_over_steps
+from models.feedback.config import FEEDBACK_ALGORITHMS, FeedbackConfig
+from models.feedback.implicit import AtAverage, AtEquilibrium
+from models.feedback.linearised import LinearisedLoop
+from models.feedback.maps import Current, PassDropout
+from models.feedback.solvers import NonContractingLoopError, SolverReport, broyden, fixed_point, report_of
+from models.feedback.spiking_solver import spiking_couples
+from models.linear_rate import WithValue
+from models.neuron import SpikingNeuron
+from models.spiketrain import SpikeTrain, UnsupportedOperationError
+from models.tape import Tape
+
+log = logging.getLogger(__name__)
+
+SOLVERS = {"fixed_point": fixed_point, "broyden": broyden}
+
+
+class LoopState:
+    """What a loop keeps from one step to the next besides its neurons' membranes; nothing before the first step."""
+
+    def __init__(self) -> None:
+        self.spikes: SpikeTrain | Tensor | None = None
+        """Of the last layer."""
+        self.readout: Readout | None = None
+
+
+class FeedbackLoop(MemoryModule):
+    """Takes a `SpikeTrain` (B, C_in, ...), or plain tensors as SpikingJelly's nodes do; gives the last layer's spikes.
+
+    For neurons with a leak what it gives are not spikes but numbers whose plain mean is the weighted average of spikes
+    (`models.feedback.averages`).
+
+    Args:
+        input_map: W_x, with norm and dropout.
+        maps: W_1 to W_{n-1}, from layer to layer.
+        feedback: F, without a norm.
+        neuron: makes a layer of neurons.
+        config: resolved for an algorithm.
+
+    Attributes:
+        algorithm: of the backward pass, one of `FEEDBACK_ALGORITHMS`.
+        solver_report: how the last backward pass went; None before the first.
+        backward_rates: share of the neurons of layers 1 to n that fired in a step of spide's last backward pass, (n,);
+            None before it.
+    """
+
+    state: LoopState | None
+    """Of the last step on plain tensors."""
+
+    def __init__(
+        self,
+        input_map: Current,
+        maps: Sequence[Current],
+        feedback: Current,
+        neuron: Callable[[], nn.Module],
+        config: FeedbackConfig,
+    ) -> None:
+        super().__init__()
+        self.input_map = input_map
+        self.maps = nn.ModuleList(maps)
+        self.feedback = feedback
+        self.neurons = nn.ModuleList(neuron() for _ in range(1 + len(maps)))
+        self.config = config
+        self.algorithm = FEEDBACK_ALGORITHMS[0]
+        self.solver_report: SolverReport | None = None
+        self.backward_rates: Tensor | None = None
+        self._has_warned = False
+        self.register_memory("state", None)
+        self._check()
+
+    def _check(self) -> None:
+        for neuron in self.neurons:
+            if not isinstance(neuron, SpikingNeuron):
+                raise ValueError(
+                    f"a feedback loop takes neurons of models.SpikingNeuron, found {type(neuron).__name__}"
+                )
+            if neuron.config.reset != "soft" or neuron.config.learnable_leak:
+                raise ValueError(
+                    f"a feedback loop takes neurons of reset soft and a fixed leak, whose averages have an equilibrium, "
+                    f"found {neuron.config}"
+                )
+        neuron = self.neurons[0]
+        self.leak, self.threshold = neuron.config.leak, neuron.config.threshold
+
+    def forward(self, x: SpikeTrain | Tensor) -> SpikeTrain | Tensor:
+        if not isinstance(x, SpikeTrain):
+            return super().forward(x)
+        if x.kind not in ("plain", "plain_step", "rate"):
+            raise UnsupportedOperationError(
+                f"no rule for a feedback loop in a pass of kind {x.kind!r}: it trains with one of {FEEDBACK_ALGORITHMS}"
+            )
+        return getattr(self, f"_{x.kind}_pass")(x)
+
+    # -- the steps --------------------------------------------------------------------------------
+
+    def single_step_forward(self, x: Tensor) -> Tensor:
+        """One step on a plain tensor (B, C_in, ...)."""
+        self.state = self.state or LoopState()
+        return self._read(self.state, self._step(self.input_map(x), self.state)[-1])
+
+    def _step(self, current, state: LoopState) -> list:
+        """The spikes of layers 1 to n at one step, and the state that they leave.
+
+        Args:
+            current: W_x x of this step, (B, C_1, ...), a tensor or a train of one step.
+        """
+        offset = self.config.head_start * self.threshold  # type: ignore[operator]
+        if state.spikes is not None:
+            current = current + self.feedback(state.spikes)
+            offset = (1 - self.leak) * offset
+        spikes = [self.neurons[0](current + offset if offset else current)]
+        for layer, neuron in zip(self.maps, self.neurons[1:], strict=True):
+            current = layer(spikes[-1])
+            spikes.append(neuron(current + offset if offset else current))
+        state.spikes = spikes[-1]
+        return spikes
+
+    def _read(self, state: LoopState, spikes: Tensor) -> Tensor:
+        state.readout = state.readout or Readout(self.leak)
+        return state.readout.next(spikes)
+
+    def _plain_step_pass(self, x: SpikeTrain) -> SpikeTrain:
+        assert x.tape is not None
+        state = x.tape.record(LoopState)
+        spikes = self._step(self.input_map(x), state)[-1]
+        return x.derive(self._read(state, spikes.folded), 1)
+
+    def _plain_pass(self, x: SpikeTrain) -> SpikeTrain:
+        state = LoopState()
+        steps = [self._read(state, spikes[-1].folded) for spikes in self._simulated(self.input_map(x), state)]
+        return x.derive(torch.cat(steps), x.timesteps)
+
+    @torch.no_grad()
+    def _simulated(self, currents: SpikeTrain, state: LoopState):
+        """The spikes of all layers at each step, trains of one step, without a graph."""
+        folded, tape = currents.folded, Tape(timesteps=1)
+        for t in range(currents.timesteps):
+            now = folded if currents.steps == 1 else currents.stream[t]
+            tape.rewind()
+            yield self._step(SpikeTrain.constant(now, 1, "plain_step", tape), state)
+
+    # -- training ---------------------------------------------------------------------------------
+
+    def _rate_pass(self, x: SpikeTrain) -> SpikeTrain:
+        self._forget_masks()
+        try:
+            currents = self.input_map(x)
+            averages = self._averages(currents)
+            loop = LinearisedLoop(self.feedback, self.maps, averages, self.threshold)  # type: ignore[arg-type]
+            rate = self._with_graph(currents, averages, loop)
+        finally:
+            self._forget_masks()
+        return x.derive(rate.detach(), 1, rate=rate)
+
+    def _averages(self, currents: SpikeTrain) -> list[Tensor]:
+        """a_1 to a_n, in the type of the spikes where that has the precision of float32."""
+        averages = [RunningAverage(self.leak) for _ in self.neurons]
+        for spikes in self._simulated(currents, LoopState()):
+            for average, layer in zip(averages, spikes, strict=True):
+                average.add(layer.folded)
+        return [average.value for average in averages]
+
+    def _with_graph(self, currents: SpikeTrain, averages: list[Tensor], loop: LinearisedLoop) -> Tensor:
+        """One application of each layer at the averages, and behind them the gradient at the equilibrium."""
+        current = WithValue.apply(currents.rate, average_over_steps(currents.folded, currents.steps, self.leak))
+        applied = [AtAverage.apply(current + self.feedback(averages[-1]), averages[0], self.threshold)]
+        for layer, before, average in zip(self.maps, averages[:-1], averages[1:], strict=True):
+            applied.append(AtAverage.apply(layer(before), average, self.threshold))
+        return AtEquilibrium.apply(lambda grad: self._solved(loop, grad), *applied)
+
+    def _solved(self, loop: LinearisedLoop, grad: Tensor) -> list[Tensor]:
+        """The gradients of a_1 to a_n at the equilibrium, from that of the last."""
+        config = self.config
+        if self.algorithm == "spide":
+            steps, scale = config.backward_timesteps, config.gradient_scale * len(grad)
+            betas, self.backward_rates = spiking_couples(loop, grad, steps, config.backward_threshold, scale)
+            self._take(report_of(loop.turn, grad, betas[-1], steps))
+            return betas
+        beta, report = SOLVERS[config.solver](loop.turn, grad, config.tolerance, config.max_iterations)
+        self._take(report)
+        return loop.gradients(beta)
+
+    def _take(self, report: SolverReport) -> None:
+        """
+        Raises:
+            NonContractingLoopError: if the loop did not contract.
+        """
+        self.solver_report = report
+        if not report.growth < 1:
+            raise NonContractingLoopError(
+                f"the feedback loop does not contract: a turn multiplies the gradient by {report.growth:.3g} (residual "
+                f"{report.residual:.3g} after {report.iterations} iterations). Lower the bound of the feedback "
+                f"(now {self.config.bound}) or the learning rate"
+            )
+        if not report.converged and not self._has_warned:
+            self._has_warned = True
+            log.warning(
+                "the gradient of the feedback loop is not solved: residual %.3g after %d iterations, tolerance %.3g "
+                "(said once)",
+                report.residual,
+                report.iterations,
+                self.config.tolerance,
+            )
+
+    def _forget_masks(self) -> None:
+        for module in self.modules():
+            if isinstance(module, PassDropout):
+                module.reset()
+
+    def extra_repr(self) -> str:
+        return ", ".join(f"{name}={value}" for name, value in vars(self.config).items())
