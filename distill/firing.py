@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections import Counter
 from collections.abc import Callable, Iterator
 
 import torch
@@ -16,7 +17,8 @@ from models import SpikeTrain
 class ImageRates:
     """Share of the neurons that fire in a step, of each layer that runs, in [0, 1], by module name, image by image.
 
-    Image by image, because several processes are given some images twice to have batches of one size.
+    A layer that runs more than once (at several places, or a time step at a time) has the mean over all steps of all
+    its calls. Image by image, because several processes are given some images twice to have batches of one size.
 
     Args:
         network: a spiking network, or a hybrid of one.
@@ -24,22 +26,23 @@ class ImageRates:
 
     def __init__(self, network: nn.Module) -> None:
         self._neurons = neuron_layers(network)
-        self._calls = {name: getattr(m, "calls_per_step", 1) for name, m in self._neurons.items()}
-        self._rates: dict[str, Tensor] = {}
+        self._fired: dict[str, Tensor] = {}
+        self._steps: Counter[str] = Counter()
 
     @property
     def names(self) -> list[str]:
         """The layers that ran in the last pass, in their order."""
-        return list(self._rates)
+        return list(self._fired)
 
     def of_images(self) -> Tensor:
         """Of the last pass, (B, layers)."""
-        return torch.stack(list(self._rates.values()), dim=1)
+        return torch.stack([fired / self._steps[name] for name, fired in self._fired.items()], dim=1)
 
     @contextlib.contextmanager
     def recorded(self) -> Iterator[None]:
         """Records one forward pass, and forgets the one before."""
-        self._rates.clear()
+        self._fired.clear()
+        self._steps.clear()
         with hooks([(module, self._record(name)) for name, module in self._neurons.items()]):
             yield
 
@@ -47,7 +50,8 @@ class ImageRates:
         def hook(module: nn.Module, args: tuple, output: SpikeTrain) -> None:
             fired = output.folded != 0  # a spike of DSR is as large as its threshold
             of_steps = fired.flatten(1).mean(1, dtype=torch.float32).unflatten(0, (-1, len(output)))
-            rate = of_steps.mean(0) / self._calls[name]
-            self._rates[name] = rate if name not in self._rates else self._rates[name] + rate
+            shares = of_steps.sum(0) * (output.timesteps // len(of_steps))  # of what is constant, one step is stored
+            self._fired[name] = shares if name not in self._fired else self._fired[name] + shares
+            self._steps[name] += output.timesteps
 
         return hook

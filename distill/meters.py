@@ -93,6 +93,8 @@ def recorded_rates(network: nn.Module) -> Iterator[dict[str, Tensor]]:
 
     def record(name: str) -> Callable:
         def hook(module: nn.Module, args: tuple, output: SpikeTrain | Tensor) -> None:
+            if isinstance(output, SpikeTrain) and output.kind == "replay":
+                return  # the rates of rate_s, whose steps have all been here
             spikes = output.folded if isinstance(output, SpikeTrain) else output
             rate = (spikes.detach() != 0).mean(dtype=torch.float32)  # a spike of DSR is as large as its threshold
             calls[name] = calls.get(name, 0) + 1

@@ -53,15 +53,14 @@ def spike_examples(
     images, labels = data.eval.collate([data.eval[index] for index in indices])
     names = [layers[i] for i in spread(len(layers), LAYERS)]
     device = next(student.parameters()).device
-    fired: dict[str, Tensor] = {}
+    calls: dict[str, list[Tensor]] = {name: [] for name in names}
     shapes: dict[str, list[int]] = {}
 
     def look(name: str) -> Callable:
         def hook(module: nn.Module, args: tuple, output: SpikeTrain) -> None:
-            # a spike of DSR is as large as its threshold; a module that is called at several places shows its first
-            if name not in fired:
-                fired[name] = (output.stream != 0).flatten(2).cpu()  # (T, B, N)
-                shapes[name] = list(output.shape[1:])
+            # a spike of DSR is as large as its threshold
+            calls[name].append((output.stream != 0).flatten(2).cpu())  # (T or 1, B, N)
+            shapes.setdefault(name, list(output.shape[1:]))
 
         return hook
 
@@ -70,6 +69,7 @@ def spike_examples(
         logits = student.eval()(channels_last(images.to(device)), per_step=True)  # (T, B, K)
     steps = torch.arange(1, len(logits) + 1, device=device).view(-1, 1, 1)
     confidence, predicted = (logits.float().cumsum(0) / steps).softmax(2).max(2)  # after each step, (T, B)
+    fired = {name: _of_first_place(calls[name], len(logits)) for name in names}
     neurons = {name: _spread_over_firing(fired[name]) for name in names}
     return {
         "timesteps": len(logits),
@@ -131,6 +131,15 @@ def picture(image: Tensor, preprocessing: Preprocessing) -> str:
     file = io.BytesIO()
     shown.save(file, "PNG", optimize=True)
     return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+
+
+def _of_first_place(calls: Sequence[Tensor], timesteps: int) -> Tensor:
+    """Of a module that is called at several places the spikes at its first, (T, B, N).
+
+    Args:
+        calls: in their order: of all steps, (T, B, N) each, or a step at a time, (1, B, N) each.
+    """
+    return calls[0] if len(calls[0]) == timesteps else torch.cat(list(calls[:: len(calls) // timesteps]))
 
 
 def _spread_over_firing(fired: Tensor) -> list[int]:

@@ -30,6 +30,8 @@ class Tape:
 
     def __init__(self, timesteps: int) -> None:
         self.timesteps = timesteps
+        self.traversals = 0
+        """How many have begun, each with `rewind`."""
         self._records: list[Any] = []
         self._next = 0
 
@@ -42,6 +44,7 @@ class Tape:
         if self._next != len(self._records):
             raise RuntimeError(_CHANGED)
         self._next = 0
+        self.traversals += 1
 
     def record(self, make: type[Record]) -> Record:
         """The record of this place, which is made in the first traversal.

@@ -15,7 +15,7 @@ class RunningModule:
     def __init__(self, network: nn.Module) -> None:
         self._network = network
         self._path: list[str] = []
-        self._asked: Counter[str] = Counter()
+        self._asked: Counter[tuple[str, int]] = Counter()
 
     @contextlib.contextmanager
     def followed(self) -> Iterator[None]:
@@ -36,8 +36,13 @@ class RunningModule:
     def _leave(self) -> None:
         self._path.pop()
 
-    def name_of_call(self) -> str:
-        """Its name, with the number of the call from the second on: an operation asks once."""
+    def name_of_call(self, traversal: int = 0) -> str:
+        """Its name, with the number of the call from the second on: an operation asks once.
+
+        Args:
+            traversal: which step runs, where the module runs a time step at a time: calls are numbered in each anew.
+        """
         name = self._path[-1] if self._path else ""
-        self._asked[name] += 1
-        return name if self._asked[name] == 1 else f"{name} (call {self._asked[name]})"
+        self._asked[name, traversal] += 1
+        number = self._asked[name, traversal]
+        return name if number == 1 else f"{name} (call {number})"

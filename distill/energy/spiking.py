@@ -2,7 +2,8 @@
 
 Every convolution and linear layer is met at the torch function that it calls, whatever module calls it, on the spike
 train that it is given. Whether the train is spikes is seen from its numbers, over all images: non-negative integers
-(spikes and their sums) are, all else is not.
+(spikes and their sums) are, all else is not. Where a part of the network runs a time step at a time, its calls at all
+steps make one layer.
 
 SpikingJelly's `SynOpCounter` counts the same synaptic operations of one binary tensor, and the tests compare the two.
 It is not used here because it sees plain tensors: it would count an input that is constant over time once, which our
@@ -76,30 +77,27 @@ def spiking_costs(
     layers = [
         call.cost(acs / images_seen, bool(integer), largest)
         for call, acs, integer, largest in zip(
-            counter.calls, total.synops.tolist(), total.integer.tolist(), total.largest.tolist(), strict=True
+            counter.calls.values(), total.synops.tolist(), total.integer.tolist(), total.largest.tolist(), strict=True
         )
     ]
-    up_to = {
-        name: Cost(tuple(layers[:ran]), sum(counter.membrane_bits[:fired]))
-        for name, (ran, fired) in counter.ended.items()
-    }
-    return SpikingCosts(Cost(tuple(layers), sum(counter.membrane_bits)), up_to, images_seen)
+    bits = list(counter.membrane_bits.values())
+    up_to = {name: Cost(tuple(layers[:ran]), sum(bits[:fired])) for name, (ran, fired) in counter.ended.items()}
+    return SpikingCosts(Cost(tuple(layers), sum(bits)), up_to, images_seen)
 
 
 @dataclass(frozen=True, slots=True)
 class _Call:
-    """One call of a layer in a pass.
+    """One call of a layer in a pass, of all time steps.
 
     Args:
-        macs, weights, inputs: of one step and image: its multiply-accumulates where nothing is left out, weights and
-            biases, numbers of its input.
-        synops: of all steps, if its input is integer, (B,).
+        macs, weights, inputs: of one image: its multiply-accumulates where nothing is left out, weights and biases that
+            are read, numbers of its input.
+        synops: if its input is integer, (B,).
         integer: whether it is, (B,), 0 or 1.
         largest: number in it, (B,).
     """
 
     name: str
-    timesteps: int
     macs: int
     weights: int
     inputs: int
@@ -109,9 +107,20 @@ class _Call:
 
     def cost(self, synops: float, integer: bool, largest: float) -> LayerCost:
         bits = max(1, int(largest).bit_length()) if integer else WORD
-        traffic = self.timesteps * (WORD * self.weights + 2 * bits * self.inputs)
-        macs = 0 if integer else self.timesteps * self.macs
-        return LayerCost(self.name, integer, macs, synops if integer else 0.0, traffic)
+        traffic = WORD * self.weights + 2 * bits * self.inputs
+        return LayerCost(self.name, integer, 0 if integer else self.macs, synops if integer else 0.0, traffic)
+
+    def with_more(self, other: _Call) -> _Call:
+        """With another time step."""
+        return _Call(
+            self.name,
+            self.macs + other.macs,
+            self.weights + other.weights,
+            self.inputs + other.inputs,
+            self.synops + other.synops,
+            torch.minimum(self.integer, other.integer),
+            torch.maximum(self.largest, other.largest),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,11 +147,14 @@ class _Counter(TorchFunctionMode):
         self._cuts = {name: network.get_submodule(name) for name in cuts}
         self._neurons = [m for m in network.modules() if isinstance(m, (SpikingNeuron, DSRNeuron))]
         self._scaled = any(isinstance(m, DSRNeuron) for m in self._neurons)
-        self.calls: list[_Call] = []
-        self.membrane_bits: list[int] = []
-        """Of each layer of neurons, all steps."""
+        self.calls: dict[str, _Call] = {}
+        """By the names of the calls."""
+        self.membrane_bits: dict[str, int] = {}
+        """Of each call of a layer of neurons, all steps."""
         self.ended: dict[str, tuple[int, int]] = {}
-        """How many calls and neurons each cut had behind it when it ended."""
+        """How many calls of layers and of neurons each cut had behind it when it ended (in the first step, if it runs
+        a step at a time)."""
+        self._first: dict[str, int] = {}
 
     @contextlib.contextmanager
     def counting(self) -> Iterator[None]:
@@ -150,6 +162,7 @@ class _Counter(TorchFunctionMode):
         self.calls.clear()
         self.membrane_bits.clear()
         self.ended.clear()
+        self._first.clear()
         neurons = [(module, self._neuron) for module in self._neurons]
         cuts = [(module, self._end(name)) for name, module in self._cuts.items()]
         with hooks([*neurons, *cuts]), self._running.followed(), self:
@@ -157,22 +170,28 @@ class _Counter(TorchFunctionMode):
 
     def per_image(self) -> Tensor:
         """Synaptic operations, whether the input is integer, largest number: (B, layers, 3), float64."""
-        columns = [torch.stack([call.synops, call.integer, call.largest], dim=1) for call in self.calls]
+        columns = [torch.stack([call.synops, call.integer, call.largest], dim=1) for call in self.calls.values()]
         return torch.stack(columns, dim=1)
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         output = func(*args, **(kwargs or {}))
         if (note := _LAYERS.get(func)) is not None and isinstance(args[0], SpikeTrain):
-            call = note(output, self._running.name_of_call(), *args, **(kwargs or {}))
-            self.calls.append(_rescaled(call, args[0]) if self._scaled else call)
+            name = self._running.name_of_call(_traversal(args[0]))
+            call = note(output, name, *args, **(kwargs or {}))
+            call = _rescaled(call, args[0]) if self._scaled else call
+            self.calls[name] = call if name not in self.calls else self.calls[name].with_more(call)
         return output
 
     def _neuron(self, module: nn.Module, args: tuple, output: SpikeTrain) -> None:
-        self.membrane_bits.append(2 * WORD * output.timesteps * math.prod(output.shape[1:]))
+        name = self._running.name_of_call(_traversal(output))
+        bits = 2 * WORD * output.timesteps * math.prod(output.shape[1:])
+        self.membrane_bits[name] = self.membrane_bits.get(name, 0) + bits
 
     def _end(self, name: str) -> Callable:
-        def hook(*_: Any) -> None:
-            self.ended[name] = (len(self.calls), len(self.membrane_bits))
+        def hook(module: nn.Module, args: tuple, output: SpikeTrain) -> None:
+            traversal = _traversal(output)
+            if self._first.setdefault(name, traversal) == traversal:
+                self.ended[name] = (len(self.calls), len(self.membrane_bits))
 
         return hook
 
@@ -200,6 +219,11 @@ _LAYERS: Mapping[Any, Callable[..., _Call]] = {
 }
 
 
+def _traversal(x: SpikeTrain) -> int:
+    """Which step runs, where steps run one at a time; else 0."""
+    return 0 if x.tape is None else x.tape.traversals
+
+
 def _steps(x: SpikeTrain) -> Tensor:
     """The stored steps, (S, B, ...)."""
     return x.folded.unflatten(0, (x.steps, -1))
@@ -210,10 +234,9 @@ def _call(name: str, x: SpikeTrain, weight: Tensor, bias: Tensor | None, places:
     integer = ((values >= 0) & (values == values.round())).all(2).all(0)
     return _Call(
         name,
-        x.timesteps,
-        places * weight.numel(),
-        weight.numel() + (0 if bias is None else bias.numel()),
-        math.prod(x.shape[1:]),
+        x.timesteps * places * weight.numel(),
+        x.timesteps * (weight.numel() + (0 if bias is None else bias.numel())),
+        x.timesteps * math.prod(x.shape[1:]),
         synops * (x.timesteps // x.steps),
         integer.double(),
         values.amax((0, 2)).double(),

@@ -10,6 +10,7 @@ from accelerate import Accelerator
 from PIL import Image
 from spikingjelly.activation_based import functional
 from torch.utils.data import default_collate
+from toy_networks import whole_and_stepped
 
 import models
 from distill.data import Preprocessing, Splits
@@ -84,6 +85,19 @@ def test_spikes_and_predictions_are_those_of_the_network_stepped_by_hand():
     functional.set_step_mode(snn, "m")
     functional.reset_net(snn)
     assert found(snn, layers, data)[0] == result  # the same each time
+
+
+@pytest.mark.parametrize("toy", ["Residual", "SharedNeuron"])
+def test_a_part_that_runs_a_step_at_a_time_shows_the_same_spikes(toy):
+    torch.manual_seed(2)
+    data = Images()
+    data.images = torch.randn(12, 3, 8, 8, dtype=torch.float64)
+    whole, stepped = whole_and_stepped(toy, T, data.images)
+    result, _ = found(whole, list(neuron_layers(whole)), data)
+    again, _ = found(stepped, list(neuron_layers(stepped)), data)
+    for layer in again["layers"]:
+        layer["name"] = layer["name"].removeprefix("inner.")
+    assert again == result and any(image["spikes"][0][0] for image in result["images"])
 
 
 def test_spikes_of_dsr_count_though_they_are_as_large_as_their_threshold():

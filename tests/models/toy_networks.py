@@ -11,6 +11,8 @@ from torch import nn
 
 from models import NeuronConfig, SpikingNeuron
 from models.network import SpikingNetwork, as_spiking
+from models.spiketrain import SpikeTrain
+from models.tape import Tape
 
 
 def spiking(network: nn.Module, timesteps: int, algorithm: str = "rate_m", in_chans: int = 3) -> SpikingNetwork:
@@ -270,6 +272,29 @@ class SharedNeuron(nn.Module):
 
     def forward(self, x):
         return self.head(self.spike(self.b(self.spike(self.a(x)))))
+
+
+class StepByStep(nn.Module):
+    """Inference of a part of a network a time step at a time, each on a train of one step, as feedback loops do it."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x):
+        tape, outputs = Tape(timesteps=1), []
+        for step in x.stream:
+            tape.rewind()
+            outputs.append(self.inner(SpikeTrain.constant(step, 1, "plain_step", tape)).folded)
+        return x.derive(torch.cat(outputs), x.timesteps)
+
+
+def whole_and_stepped(toy: str, timesteps: int, images: torch.Tensor) -> tuple[SpikingNetwork, SpikingNetwork]:
+    """A toy network and the same as the part `inner` of one that runs it a step at a time; `calibrated` on images."""
+    network = generic(TOYS[toy](NeuronConfig()))
+    whole = calibrated(spiking(network, timesteps), images)
+    network.load_state_dict(whole.state_dict())
+    return whole, spiking(StepByStep(network), timesteps).eval()
 
 
 TOYS = {

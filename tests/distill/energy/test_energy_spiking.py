@@ -1,6 +1,7 @@
 """Operations of spiking networks, counted by hand."""
 
 import copy
+import dataclasses
 
 import pytest
 import torch
@@ -10,9 +11,10 @@ from spikingjelly.activation_based.op_counter import DispatchCounterMode, SynOpC
 from timm.layers import Conv2dSame, SqueezeExcite
 from torch import nn
 from torch.utils.data import DataLoader
-from toy_networks import spiking
+from toy_networks import calibrated, spiking, whole_and_stepped
 
 from distill.energy import spiking_costs
+from distill.energy.spiking import _Counter
 from models import DSRConfig, NeuronConfig, PoissonEncoder, SpikingNeuron, create_snn, spiking_twin
 
 FIRES_EACH_STEP = NeuronConfig(leak=1.0, threshold=1.0)
@@ -251,6 +253,42 @@ def test_what_ran_until_a_module_is_what_runs_when_the_network_stops_there():
         alone = spiking_costs(Accelerator(cpu=True), loader, snn, until=name).whole
         assert whole.up_to[name] == alone and 0 < len(alone.layers) < len(whole.whole.layers)
     assert whole.whole == spiking_costs(Accelerator(cpu=True), loader, snn).whole
+
+
+def named(cost):
+    """The layers of a part that is called "inner" in another network."""
+    return [dataclasses.replace(layer, name=layer.name.removeprefix("inner.")) for layer in cost.layers]
+
+
+@pytest.mark.parametrize("toy", ["Residual", "SharedNeuron"])
+def test_a_layer_that_runs_a_step_at_a_time_is_one_layer_of_all_steps(toy):
+    torch.manual_seed(2)
+    images = torch.randn(3, 3, 8, 8, dtype=torch.float64)
+    snn, stepped = whole_and_stepped(toy, 5, images)
+    loader = [(images, torch.zeros(3, dtype=torch.long))]
+    cuts = ["2", "4"] if toy == "Residual" else ["b", "spike"]
+    whole = spiking_costs(Accelerator(cpu=True), loader, snn, cuts=cuts)
+    found = spiking_costs(Accelerator(cpu=True), loader, stepped, cuts=[f"inner.{name}" for name in cuts])
+    assert named(found.whole) == list(whole.whole.layers) and any(layer.acs > 0 for layer in whole.whole.layers)
+    assert found.whole.membrane_bits == whole.whole.membrane_bits
+    for name in cuts:
+        assert named(found.up_to[f"inner.{name}"]) == list(whole.up_to[name].layers)
+        assert found.up_to[f"inner.{name}"].membrane_bits == whole.up_to[name].membrane_bits
+
+
+def test_counts_of_steps_are_those_of_the_whole_pass_image_by_image():
+    torch.manual_seed(2)
+    images = torch.rand(3, 3, 16, 16, dtype=torch.float64)
+    snn = calibrated(create_snn("resnet18_cifar", width=8, timesteps=3).double(), images)
+    counter = _Counter(snn, ())
+    with torch.no_grad(), counter.counting():
+        snn(images)
+    whole, bits = counter.per_image(), dict(counter.membrane_bits)
+    with counter.counting():
+        for _ in snn.steps(images):
+            pass
+    assert counter.per_image().equal(whole) and counter.membrane_bits == bits
+    assert not whole[0, :, 0].equal(whole[1, :, 0])
 
 
 def test_spikes_of_dsr_count_once_however_large_they_are():
