@@ -66,6 +66,7 @@ def make_student(
             config.width,
             encoder,
             config.dsr,
+            config.feedback,
         ).to(images.device)
         if ann is not None and config.init == "teacher":
             copied = copy_weights(ann, snn)

@@ -261,8 +261,8 @@ def set_algorithm(snn: nn.Module, algorithm: str) -> nn.Module:
     loops = [module for module in snn.modules() if isinstance(module, FeedbackLoop)]
     if bool(loops) != (algorithm in FEEDBACK_ALGORITHMS):
         allowed = FEEDBACK_ALGORITHMS if loops else tuple(a for a in ALGORITHMS if a not in FEEDBACK_ALGORITHMS)
-        what = "has feedback and" if loops else "has no feedback: it"
-        raise ValueError(f"{type(snn).__name__} {what} trains with one of {allowed}, found {algorithm!r}")
+        what = f"has {'a' if loops else 'no'} feedback loop"
+        raise ValueError(f"{type(snn).__name__} {what}: algorithm must be one of {allowed}, found {algorithm!r}")
     for loop in loops:
         loop.algorithm = algorithm
     if snn._checkpoints_blocks:

@@ -11,7 +11,7 @@ from torch import nn
 from models.dsr import DSRConfig, DSRNeuron
 from models.dynamics import NeuronConfig
 from models.encoding import PoissonEncoder
-from models.feedback import FEEDBACK_NEURON, FeedbackConfig
+from models.feedback import FEEDBACK_ALGORITHMS, FEEDBACK_NEURON, FeedbackConfig
 from models.feedback_networks import feedback_alexnet, feedback_cifarnet, feedback_convnet
 from models.network import SpikingNetwork, as_spiking
 from models.neuron import SpikingNeuron
@@ -77,6 +77,10 @@ def create_snn(
         raise ValueError(f"unknown spiking network {name!r}, known are {list_snns()}{hint}")
     if num_classes < 1 or in_chans < 1:
         raise ValueError(f"num_classes and in_chans must be at least 1, found {num_classes} and {in_chans}")
+    if name in FEEDBACK_NETWORKS and algorithm not in FEEDBACK_ALGORITHMS:
+        raise ValueError(
+            f"{name} has a feedback loop: algorithm must be one of {FEEDBACK_ALGORITHMS}, found {algorithm!r}"
+        )
     neuron = neuron or (FEEDBACK_NEURON if name in FEEDBACK_NETWORKS else NeuronConfig())
     dsr = dsr or DSRConfig()
     spec = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from models.dynamics import NeuronConfig
 
@@ -20,7 +20,7 @@ FEEDBACK_NEURON = NeuronConfig(leak=1.0, threshold=2.0)
 
 @dataclass(frozen=True, kw_only=True)
 class FeedbackConfig:
-    """A feedback loop and the backward pass through its equilibrium. None stands for the value of the algorithm's paper.
+    """A feedback loop and the backward pass through its equilibrium. None stands for what the algorithm's paper has.
 
     SPIDE's neurons fire at V_th and rest at u_rest = -V_th: a spike removes V_th - u_rest, and the membrane starts at
     0. Counted from u_rest, v = u - u_rest, they are ordinary neurons of threshold V_th - u_rest with two additions: v
@@ -76,9 +76,9 @@ class FeedbackConfig:
                 raise ValueError(f"{name} must be in [0, 1), found {value}")
 
     def resolved(self, algorithm: str) -> FeedbackConfig:
-        """With the values of the algorithm's paper in place of None (but the readout's side, which is the network's)."""
+        """With what the algorithm's paper has in place of None (but for the readout's side, which is the network's)."""
         spide = algorithm == "spide"
-        papers = {
+        papers: dict[str, Any] = {
             "bounded_norm": "frobenius" if spide else "spectral",
             "bound": 2.0 if spide else 1.0,
             "batch_norm": not spide,

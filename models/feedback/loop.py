@@ -13,13 +13,14 @@ by "spide" from backward spikes. Neither depends on the number of steps in memor
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 from spikingjelly.activation_based.base import MemoryModule
 from torch import Tensor, nn
 
 from models.feedback.averages import Readout, RunningAverage, average_over_steps
+from models.feedback.bound import keep_below
 from models.feedback.config import FEEDBACK_ALGORITHMS, FeedbackConfig
 from models.feedback.implicit import AtAverage, AtEquilibrium
 from models.feedback.linearised import LinearisedLoop
@@ -87,21 +88,7 @@ class FeedbackLoop(MemoryModule):
         self.backward_rates: Tensor | None = None
         self._has_warned = False
         self.register_memory("state", None)
-        self._check()
-
-    def _check(self) -> None:
-        for neuron in self.neurons:
-            if not isinstance(neuron, SpikingNeuron):
-                raise ValueError(
-                    f"a feedback loop takes neurons of models.SpikingNeuron, found {type(neuron).__name__}"
-                )
-            if neuron.config.reset != "soft" or neuron.config.learnable_leak:
-                raise ValueError(
-                    f"a feedback loop takes neurons of reset soft and a fixed leak, whose averages have an equilibrium, "
-                    f"found {neuron.config}"
-                )
-        neuron = self.neurons[0]
-        self.leak, self.threshold = neuron.config.leak, neuron.config.threshold
+        self.leak, self.threshold = _constants(self.neurons)
 
     def forward(self, x: SpikeTrain | Tensor) -> SpikeTrain | Tensor:
         if not isinstance(x, SpikeTrain):
@@ -152,7 +139,7 @@ class FeedbackLoop(MemoryModule):
         return x.derive(torch.cat(steps), x.timesteps)
 
     @torch.no_grad()
-    def _simulated(self, currents: SpikeTrain, state: LoopState):
+    def _simulated(self, currents: SpikeTrain, state: LoopState) -> Iterator[list[SpikeTrain]]:
         """The spikes of all layers at each step, trains of one step, without a graph."""
         folded, tape = currents.folded, Tape(timesteps=1)
         for t in range(currents.timesteps):
@@ -163,6 +150,7 @@ class FeedbackLoop(MemoryModule):
     # -- training ---------------------------------------------------------------------------------
 
     def _rate_pass(self, x: SpikeTrain) -> SpikeTrain:
+        keep_below(self.feedback.linear.weight, self.config.bounded_norm, self.config.bound)  # type: ignore[arg-type]
         self._forget_masks()
         try:
             currents = self.input_map(x)
@@ -230,3 +218,22 @@ class FeedbackLoop(MemoryModule):
 
     def extra_repr(self) -> str:
         return ", ".join(f"{name}={value}" for name, value in vars(self.config).items())
+
+
+def _constants(neurons: Iterable[nn.Module]) -> tuple[float, float]:
+    """Leak and threshold of the neurons.
+
+    Raises:
+        ValueError: for neurons whose averages do not obey the equations of an equilibrium.
+    """
+    found = []
+    for neuron in neurons:
+        if not isinstance(neuron, SpikingNeuron):
+            raise ValueError(f"a feedback loop takes neurons of models.SpikingNeuron, found {type(neuron).__name__}")
+        if neuron.config.reset != "soft" or neuron.config.learnable_leak:
+            raise ValueError(
+                "a feedback loop takes neurons of reset soft and a fixed leak, whose averages have an equilibrium; "
+                f"found {neuron.config}"
+            )
+        found.append((neuron.config.leak, neuron.config.threshold))
+    return found[0]

@@ -94,6 +94,7 @@ class AverageNorm(nn.BatchNorm2d):
         elif count == 1:
             raise ValueError(f"batch norm in training takes more than 1 value per channel, found {tuple(x.shape)}")
         assert self.momentum is not None and self.num_batches_tracked is not None
+        assert self.running_mean is not None and self.running_var is not None
         with torch.no_grad():
             self.num_batches_tracked.add_(1)
             update_running(self.running_mean, self.running_var, mean, var, self.momentum, count)

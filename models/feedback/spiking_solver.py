@@ -12,7 +12,8 @@ beta_n = F^T ... + g, beta_i = W_i+1^T (m_i+1 beta_i+1 / theta) to an error that
 
 from __future__ import annotations
 
-import torch
+from typing import Any
+
 from torch import Tensor
 
 from models.feedback.linearised import LinearisedLoop
@@ -33,13 +34,13 @@ def spiking_couples(
     """
     layers = len(loop.maps)
     g = g * scale
-    membranes: list[Tensor | float] = [0.0] * layers
-    totals: list[Tensor | float] = [0.0] * layers
+    membranes: list[Any] = [0.0] * layers
+    totals: list[Any] = [0.0] * layers
     fired = g.new_zeros(layers)
     sent: Tensor | None = None  # z_1 of the step before, then of each layer in turn, from the last to the first
     for _ in range(timesteps):
         for i in range(layers - 1, -1, -1):
-            into = g if i == layers - 1 else 0.0
+            into: Any = g if i == layers - 1 else 0.0
             if sent is not None:
                 into = into + loop.maps[(i + 1) % layers](sent)
             membrane = membranes[i] + into
@@ -47,7 +48,7 @@ def spiking_couples(
             membranes[i] = membrane - sent
             totals[i] = totals[i] + sent
             fired[i] += (sent != 0).to(fired.dtype).mean()
-    return [total / (timesteps * scale) for total in totals], fired / timesteps  # type: ignore[misc]
+    return [total / (timesteps * scale) for total in totals], fired / timesteps
 
 
 def _fire(membrane: Tensor, threshold: float) -> Tensor:

@@ -86,8 +86,8 @@ def _ints(value: int | Sequence[int], count: int) -> list[int]:
 
 for _function, _spatial in ((F.conv1d, 1), (F.conv2d, 2), (F.conv3d, 3)):
     _convolution(_function, _spatial)
-for _function, _spatial in ((F.conv_transpose1d, 1), (F.conv_transpose2d, 2), (F.conv_transpose3d, 3)):
-    _transposed_convolution(_function, _spatial)
+for _transposed, _spatial in ((F.conv_transpose1d, 1), (F.conv_transpose2d, 2), (F.conv_transpose3d, 3)):
+    _transposed_convolution(_transposed, _spatial)
 
 
 @rate_rule(F.linear)
