@@ -28,15 +28,16 @@ from distill.data import (
 )
 from distill.data.event_config import is_events
 from distill.data.event_frames import summed
-from distill.evaluation import TEACHER, by_name, top1
+from distill.evaluation import TEACHER, at_timesteps, by_name, top1
 from distill.frontier import ENERGY_IMAGES, RowsOfStages, in_order, row, stage_rows, teacher_costs
 from distill.hybrid import HybridDistiller
 from distill.hybrid_network import check_hybrid, save_hybrid
-from distill.loop import fit, unwrap
+from distill.loop import fit
 from distill.losses import check_tap_weights, distillation_losses
 from distill.mixing import Mixing
 from distill.network_config import InitConfig
 from distill.optimizers import make_optimizer
+from distill.preparation import unwrap
 from distill.random_numbers import repeatable
 from distill.results import image_extra, other_timesteps, student_results, write_results
 from distill.runs import stages_begun
@@ -210,14 +211,10 @@ class _Training:
         """Accuracy and energy of what the stage has trained, as it is now, at each T."""
         config, accelerator, student = self.config, self.session.accelerator, distiller.student
         distiller.eval()
-        own, figures = student.timesteps, {student.timesteps: dict(self.figures)}
-        try:
-            for steps in set(other_timesteps(config.data, config.eval_timesteps)) - {own}:
-                student.timesteps = steps
-                with repeatable(accelerator.device):
-                    figures[steps] = self._accuracy(distiller, stage)
-        finally:
-            student.timesteps = own
+        figures = {student.timesteps: dict(self.figures)}
+        for steps in set(other_timesteps(config.data, config.eval_timesteps)) - {student.timesteps}:
+            with repeatable(accelerator.device), at_timesteps(student, steps):
+                figures[steps] = self._accuracy(distiller, stage)
         sample = sample_loader(self.data.eval, ENERGY_IMAGES, config.train.batch_size)
         teacher = teacher_costs(distiller, self.images)
         rows = stage_rows(accelerator, prepare_loader(accelerator, sample), distiller, stage, teacher, figures)

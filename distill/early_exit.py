@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from distill.hybrid_network import Hybrid, running_mean
-from distill.loop import channels_last
+from distill.preparation import channels_last
 from models import SpikingNetwork
 from models.kernels import at_least_float32
 

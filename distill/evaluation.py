@@ -1,18 +1,18 @@
-"""Accuracy and firing rates of what was trained."""
+"""Accuracy of what was trained."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader
 
-from distill.firing import ImageRates
 from distill.hybrid import HybridOutput
 from distill.interruption import INTERRUPTION
-from distill.loop import channels_last
+from distill.preparation import channels_last
 from models import SpikingNetwork
 
 TEACHER = "teacher_top1"
@@ -56,34 +56,16 @@ def by_name(outputs: HybridOutput) -> dict[str, Tensor]:
     return {TEACHER: outputs.teacher_logits, **hybrids, **student}
 
 
-def top1_by_timesteps(
-    accelerator: Accelerator, loader: DataLoader, student: SpikingNetwork, timesteps: list[int]
-) -> dict[int, float]:
-    """Top-1 in percent of a spiking network at several numbers of time steps, with its batch-norm statistics as
-    they are (those of the T it was trained with)."""
+@contextlib.contextmanager
+def at_timesteps(student: SpikingNetwork, timesteps: int) -> Iterator[None]:
+    """A spiking network at another T, with its batch-norm statistics as they are; its own T comes back.
+
+    Raises:
+        ValueError: if it is none.
+    """
     own = student.timesteps
-    found = {}
+    student.timesteps = timesteps
     try:
-        for steps in timesteps:
-            student.timesteps = steps
-            found[steps] = top1(accelerator, loader, lambda images: {"student": student(images)})["student"]
+        yield
     finally:
         student.timesteps = own
-    return found
-
-
-@torch.no_grad()
-def firing_rates(accelerator: Accelerator, loader: DataLoader, student: nn.Module) -> dict[str, float]:
-    """Share of the neurons that fire in a step of each layer that runs, in [0, 1], by module name.
-
-    Args:
-        student: a spiking network, or a hybrid of one.
-    """
-    rates = ImageRates(student)
-    sums, count = torch.zeros(()), 0
-    for images, _ in loader:
-        with accelerator.autocast(), rates.recorded():
-            student(channels_last(images))
-        found = accelerator.gather_for_metrics(rates.of_images())
-        sums, count = sums + found.sum(0).cpu(), count + len(found)
-    return dict(zip(rates.names, (sums / count).tolist(), strict=True))

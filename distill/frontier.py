@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from distill.energy import AnalogueCosts, Cost, adapter_cost, analogue_costs, hybrid_cost, spiking_costs
+from distill.evaluation import at_timesteps
 from distill.hybrid import HybridDistiller
 from distill.schedules import Stage
 from distill.session import Session
@@ -46,13 +47,10 @@ def student_rows(
         student: in evaluation mode.
         top1: in percent, by T.
     """
-    own, rows = student.timesteps, []
-    try:
-        for steps, value in top1.items():
-            student.timesteps = steps
+    rows = []
+    for steps, value in top1.items():
+        with at_timesteps(student, steps):
             rows.append(row(STUDENT, steps, value, spiking_costs(accelerator, loader, student).whole))
-    finally:
-        student.timesteps = own
     return rows
 
 
@@ -76,20 +74,17 @@ def stage_rows(
     parts = {tap.name: (tap, adapter) for tap, adapter in zip(distiller.taps, distiller.adapters, strict=True)}
     until = None if stage.student else names[stage.taps[0]]
     cuts = [names[tap] for tap in stage.taps] if stage.student else []
-    own, rows = student.timesteps, []
-    try:
-        for steps, found in figures.items():
-            student.timesteps = steps
+    rows = []
+    for steps, found in figures.items():
+        with at_timesteps(student, steps):
             spiking = spiking_costs(accelerator, loader, student, until, cuts)
-            for name in stage.taps:
-                tap, adapter = parts[name]
-                front = spiking.up_to[names[name]] if stage.student else spiking.whole
-                cost = hybrid_cost(tap, front, adapter_cost(adapter, tap), teacher)  # type: ignore[arg-type]
-                rows.append(row(f"hybrid/{name}", steps, found[f"hybrid_top1/{name}"], cost))
-            if stage.student:
-                rows.append(row(STUDENT, steps, found["student_top1"], spiking.whole))
-    finally:
-        student.timesteps = own
+        for name in stage.taps:
+            tap, adapter = parts[name]
+            front = spiking.up_to[names[name]] if stage.student else spiking.whole
+            cost = hybrid_cost(tap, front, adapter_cost(adapter, tap), teacher)  # type: ignore[arg-type]
+            rows.append(row(f"hybrid/{name}", steps, found[f"hybrid_top1/{name}"], cost))
+        if stage.student:
+            rows.append(row(STUDENT, steps, found["student_top1"], spiking.whole))
     return rows
 
 

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader
 from distill.evaluation import TEACHER
 from distill.firing import ImageRates
 from distill.interruption import INTERRUPTION
-from distill.loop import channels_last
+from distill.preparation import channels_last
 
 BINS = 15
 

@@ -11,38 +11,34 @@ import time
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import NoReturn
 
-import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from distill.backward import Backward
+from distill.bad_steps import BadSteps
 from distill.checkpoints import Checkpoints
 from distill.config import TrainConfig
-from distill.data import ImageSet
-from distill.data.loaders import prepare_loader, sample_indices, skip_batches
+from distill.data.loaders import skip_batches
 from distill.ema import WeightAverage
+from distill.epoch_log import EpochLog
 from distill.interruption import INTERRUPTION, Preempted
 from distill.meters import Progress, recorded_rates
 from distill.mixing import Mixing
-from distill.optimizers import make_optimizer, warmup_cosine
+from distill.optimizers import warmup_cosine
+from distill.preparation import channels_last, prepare_training
 from distill.processes import Agreement
 from distill.random_numbers import repeatable
-from distill.report import rate_warnings
 from distill.runs import RunFolder
 from distill.saved_state import SavedState
 from distill.steps import NonFiniteLossError, StepGuard
 from models import synchronised_batch_norm
 
 log = logging.getLogger(__name__)
-
-SHOWN_IMAGES = 64
-"""Of a bad step, in the log; its file has them all."""
 
 CHECK_EVERY = 25
 """Forward passes between two looks at loss and firing rates, which wait for the device."""
@@ -116,18 +112,6 @@ def fit(
     ).run(resume)  # fmt: skip
 
 
-def unwrap(accelerator: Accelerator, model: nn.Module) -> nn.Module:
-    """The network that was prepared, without what Accelerate put around it; its `forward` is its class's again."""
-    network = accelerator.unwrap_model(model, keep_fp32_wrapper=False)
-    vars(network).pop("forward", None)  # Accelerate leaves the bound method on the instance
-    return network
-
-
-def channels_last(images: Tensor) -> Tensor:
-    """Images (B, C, H, W) in the memory format that convolutions are fastest in; with a time axis as they are."""
-    return images.contiguous(memory_format=torch.channels_last) if images.ndim == 4 else images
-
-
 class _Fit:
     """One training: what `fit` was given, and how far it is."""
 
@@ -151,27 +135,14 @@ class _Fit:
         self.stage, self.accelerator, self.backward, self.evaluate = stage, accelerator, backward, evaluate
         self.config, self.folder, self.mixing = config, folder, mixing
         self.epochs_before, self.score = epochs_before, score
-        self.indices_of = loader
         self.norms = [m for m in (norms_of or model).modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-        if config.channels_last:
-            model = model.to(memory_format=torch.channels_last)
-        optimizer = make_optimizer(model, config)
-        accelerator.gradient_accumulation_steps = config.accumulate
-        accelerator.ddp_handler = DistributedDataParallelKwargs(find_unused_parameters=unused_parameters)
-        self.network = model
-        self.model, self.optimizer = accelerator.prepare(model, optimizer)
-        self.loader = prepare_loader(accelerator, loader)
-        self.steps_per_epoch = len(self.loader) // config.accumulate
-        if self.steps_per_epoch == 0:
-            passes = f" x accumulate {config.accumulate}" if config.accumulate > 1 else ""
-            raise ValueError(
-                "there are fewer training images than one step of all processes together takes "
-                f"({accelerator.num_processes} x batch_size {config.batch_size}{passes})"
-            )
+        prepared = prepare_training(accelerator, model, loader, config, unused_parameters)
+        self.network, self.model, self.optimizer, self.loader, self.steps_per_epoch = prepared
         self.batches = self.steps_per_epoch * config.accumulate
         factor = warmup_cosine(config, (lr_epochs or config.epochs) * self.steps_per_epoch)
         before = (epochs_before if lr_epochs is not None else 0) * self.steps_per_epoch
-        self.scheduler = accelerator.prepare(LambdaLR(optimizer, lambda step: factor(step + before)))
+        curve = LambdaLR(self.optimizer.optimizer, lambda step: factor(step + before))
+        self.scheduler = accelerator.prepare(curve)
         self.agreement = Agreement(accelerator)
         self.average = None if config.ema is None else WeightAverage(model, config.ema)
         self.state = SavedState(
@@ -179,6 +150,8 @@ class _Fit:
             self.scheduler, self.average, config, loader.dataset, folder.saving.allow_changed,
         )  # fmt: skip
         self.guard = StepGuard(accelerator, self.model)
+        self.bad_steps = BadSteps(stage, accelerator, self.agreement, folder, loader, config.accumulate)
+        self.epoch_log = EpochLog(stage, accelerator, folder, self.state, self.steps_per_epoch)
         self.progress = Progress()
         self.saved = time.monotonic()
 
@@ -213,29 +186,7 @@ class _Fit:
             evaluation = self._evaluation()
         except Preempted:
             self._stop()
-        images = self.accelerator.reduce(torch.tensor(float(progress.images), device=self.accelerator.device), "sum")
-        rates = {n.removeprefix("student."): r for n, r in progress.rates.over_all(self.accelerator).items()}
-        metrics = {
-            "stage": self.stage,
-            "epoch": progress.epochs + 1,
-            "steps": (progress.epochs + 1) * self.steps_per_epoch,
-            "lr": first_lr,
-            **{f"loss/{name}": value for name, value in progress.losses.over_all(self.accelerator).items()},
-            **evaluation,
-            **{f"firing_rate/{name}": value for name, value in rates.items()},
-            **({"skipped_steps": progress.skipped} if progress.skipped else {}),
-            "images": int(images.item()),
-            "train_seconds": progress.seconds,
-            "images_per_second": images.item() / max(progress.seconds, 1e-9),
-            "seconds": before + time.perf_counter() - started,
-        }
-        for line in rate_warnings(rates):
-            log.info("warning: in epoch %d %s", progress.epochs + 1, line)
-        if self.accelerator.is_main_process:
-            self._write_metrics(metrics)
-        numbers = {f"{self.stage}/{name}": value for name, value in metrics.items() if name not in ("stage", "epoch")}
-        # trackers want steps that rise over all stages: the lines of the metrics so far; the main process alone tracks
-        self._track(numbers)
+        self.epoch_log.write(progress, first_lr, evaluation, before + time.perf_counter() - started)
         self.progress = progress.next_epoch()
         self._save(evaluation)
         return evaluation
@@ -316,18 +267,11 @@ class _Fit:
             self._after_a_bad_step(step)
 
     def _after_a_bad_step(self, step: int) -> None:
-        """Keeps which images it had, of all processes; ends the training after too many."""
+        """Keeps which images it had; ends the training after too many."""
         progress, config = self.progress, self.config
         found = f"in step {step + 1} (epoch {progress.epochs + 1}) of the {self.stage} ({self.guard.parts()})"
-        processes = self.agreement.gather({"loss": self.guard.parts(), **self._samples()})
-        if self.accelerator.is_main_process:
-            values = {"stage": self.stage, "epoch": progress.epochs + 1, "step": step + 1, "processes": processes}
-            self.folder.write_bad_step(self.stage, step + 1, values)
-        shown = [number for process in processes for number in process["images"]]
-        samples = (
-            f"images {shown[:SHOWN_IMAGES]}{' ...' if len(shown) > SHOWN_IMAGES else ''} "
-            f"({self.folder.bad_step(self.stage, step + 1)} has all {len(shown)}, and their names where they have any)"
-        )
+        past = self.epochs_before + progress.epochs
+        samples = self.bad_steps.write(self.guard.parts(), step + 1, progress.epochs + 1, past, progress.batches)
         if progress.skipped_in_a_row <= config.max_skipped_steps:
             log.info("warning: the loss or its gradient is no finite number %s: step skipped; %s", found, samples)
             return
@@ -338,16 +282,6 @@ class _Fit:
             "with --resume --allow-changed train.lr"
         )
 
-    def _samples(self) -> dict[str, list]:
-        """This process's images of the step behind us: their places in the training set, and names where it has any."""
-        epoch, accelerator = self.epochs_before + self.progress.epochs, self.accelerator
-        first = self.progress.batches - self.config.accumulate
-        rank, processes = accelerator.process_index, accelerator.num_processes
-        batches = range(first, self.progress.batches)
-        images = [n for batch in batches for n in sample_indices(self.indices_of, epoch, batch, rank, processes)]
-        dataset = self.indices_of.dataset
-        return {"images": images, "names": dataset.names_of(images) if isinstance(dataset, ImageSet) else []}
-
     def _between_steps(self) -> None:
         """Saves where it is time to; ends where it was asked for."""
         steps = self.progress.epochs * self.steps_per_epoch + self.progress.batches // self.config.accumulate
@@ -357,26 +291,6 @@ class _Fit:
             self._stop()
         if due:
             self._save(None)
-
-    def _write_metrics(self, metrics: dict[str, Any]) -> None:
-        try:
-            self.folder.append_metrics(metrics)
-        except OSError as error:
-            newest = self.state.checkpoints.newest(say=False)
-            kept = (
-                "no checkpoint was written before" if newest is None else f"the last good checkpoint is {newest.path}"
-            )
-            raise OSError(
-                f"the epoch's metrics could not be written: {error}; {kept}; continue with --resume"
-            ) from error
-
-    def _track(self, numbers: dict[str, Any]) -> None:
-        """What trackers show is in the metrics, too: one that fails is left out, and the training goes on."""
-        try:
-            self.accelerator.log(numbers, step=len(self.folder.metrics()))
-        except OSError as error:
-            log.info("warning: a tracker could not write (%s): nothing more is tracked in this run", error)
-            self.accelerator.trackers.clear()
 
     def _evaluation(self) -> Mapping[str, float]:
         averaged = contextlib.nullcontext() if self.average is None else self.average.in_use()

@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from distill.hybrid_network import Hybrid
-from distill.loop import channels_last
+from distill.preparation import channels_last
 from models import SpikingNetwork
 
 

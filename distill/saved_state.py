@@ -88,11 +88,15 @@ class SavedState:
                 progress.epochs, progress.batches, write, everywhere, accelerator.is_main_process, facts
             )
         except CheckpointError as error:
-            last = self.checkpoints.newest(say=False)
-            kept = "no checkpoint was written before" if last is None else f"the last good one is {last.path}"
-            log.info("warning: no checkpoint could be written (%s); %s", error, kept)
-            return f"no checkpoint could be written ({error}); {kept}"
+            text = f"no checkpoint could be written ({error}); {self.kept()}"
+            log.info("warning: %s", text)
+            return text
         return f"a checkpoint is in {self.checkpoints.path}"
+
+    def kept(self) -> str:
+        """What a run that ends now can go on from, for people."""
+        last = self.checkpoints.newest(say=False)
+        return "no checkpoint was written before" if last is None else f"the last good checkpoint is {last.path}"
 
     def load(self, steps_per_epoch: int) -> Progress:
         """Loads the newest whole checkpoint; a fresh progress where there is none.

@@ -26,12 +26,13 @@ from distill.data import (
     skipped_images,
     train_loader,
 )
-from distill.evaluation import top1, top1_by_timesteps
+from distill.evaluation import at_timesteps, top1
 from distill.frontier import ENERGY_IMAGES, in_order, student_rows
-from distill.loop import fit, unwrap
+from distill.loop import fit
 from distill.mixing import Mixing
 from distill.network_config import InitConfig
 from distill.optimizers import make_optimizer
+from distill.preparation import unwrap
 from distill.random_numbers import repeatable
 from distill.results import other_timesteps, student_results, write_results
 from distill.runs import stages_begun
@@ -83,10 +84,12 @@ def run(config: SnnTrainingConfig, session: Session, resume: bool) -> dict[str, 
         score="student_top1",
     )
     student: Any = unwrap(accelerator, result.model)
-    others = [steps for steps in other_timesteps(config.data, config.eval_timesteps) if steps != student.timesteps]
+    found = {student.timesteps: result.evaluation["student_top1"]}
+    others = set(other_timesteps(config.data, config.eval_timesteps)) - {student.timesteps}
     with repeatable(accelerator.device):
-        found = top1_by_timesteps(accelerator, loader, student, others)
-    found[student.timesteps] = result.evaluation["student_top1"]
+        for steps in sorted(others):
+            with at_timesteps(student, steps):
+                found[steps] = top1(accelerator, loader, lambda images: {"student": student(images)})["student"]
     sample = prepare_loader(accelerator, sample_loader(data.eval, ENERGY_IMAGES, config.train.batch_size))
     rows = in_order(student_rows(accelerator, sample, student, found), [])
     summary = student_results(accelerator, loader, student, found, rows, result.seconds, result.images)

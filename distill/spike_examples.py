@@ -23,8 +23,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from distill.data import Preprocessing, Splits
-from distill.loop import channels_last
 from distill.meters import neuron_layers
+from distill.preparation import channels_last
 from distill.random_numbers import repeatable
 from distill.taps import hooks
 from models import SpikeTrain, SpikingNetwork

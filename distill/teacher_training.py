@@ -15,9 +15,10 @@ from distill.checkpoints import Checkpoints
 from distill.config import TeacherConfig, TeacherTrainingConfig, TrainConfig
 from distill.data import Splits, eval_loader, load_data, prepare_loader, skipped_images, train_loader
 from distill.evaluation import top1
-from distill.loop import fit, unwrap
+from distill.loop import fit
 from distill.losses import cross_entropy
 from distill.mixing import Mixing
+from distill.preparation import unwrap
 from distill.report import versions, warn_of_skipped
 from distill.saved_state import recall_skipped
 from distill.session import Session

@@ -29,7 +29,7 @@ from torch.utils.data import DataLoader
 from distill.energy.calls import RunningModule
 from distill.energy.costs import WORD, Cost, LayerCost
 from distill.energy.fan_out import fan_out, padding_before, per_axis
-from distill.loop import channels_last
+from distill.preparation import channels_last
 from distill.random_numbers import repeatable
 from distill.taps import hooks
 from models import DSRNeuron, SpikeTrain, SpikingNetwork, SpikingNeuron

@@ -29,7 +29,7 @@ from distill.data import Preprocessing, eval_loader, load_data, prepare_loader, 
 from distill.data.transforms import Normalize
 from distill.early_exit import early_exit
 from distill.energy import spiking_costs
-from distill.evaluation import firing_rates, top1
+from distill.evaluation import top1
 from distill.judgement import judge
 from models import NeuronConfig
 
@@ -157,10 +157,9 @@ def evaluate(folder: Path) -> dict[int, dict[str, float]]:
         assert len(data.eval) == size
         loader = prepare_loader(session.accelerator, eval_loader(data.eval, 8))
         accuracy = top1(session.accelerator, loader, lambda images: {"student": student(images)})
-        figures[size] = {**accuracy, **firing_rates(session.accelerator, loader, student)}
         judged = judge(session.accelerator, loader, lambda images: {"student": student(images)}, student)
+        figures[size] = {**accuracy, **judged.firing_rates}
         figures[size] |= {"top5": judged.figures["student"].top5, "ece": judged.figures["student"].ece}
-        figures[size] |= {f"judged/{name}": rate for name, rate in judged.firing_rates.items()}
         sample = prepare_loader(session.accelerator, sample_loader(data.eval, 13, 4))
         costs = spiking_costs(session.accelerator, sample, student)
         figures[size] |= {"acs": costs.whole.acs, "counted on": costs.images}

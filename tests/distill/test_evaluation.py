@@ -1,14 +1,14 @@
-"""Accuracy and firing rates of networks that always answer the same."""
+"""Accuracy of networks that always answer the same."""
 
 import pytest
 import torch
 from accelerate import Accelerator
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
+from toy_teachers import snn_of
 
 from distill import HybridOutput
-from distill.evaluation import by_name, firing_rates, top1, top1_by_timesteps
-from models import DSRConfig, NeuronConfig, create_snn, spiking_twin
+from distill.evaluation import at_timesteps, by_name, top1
 
 LABELS = [0, 1, 2, 2, 2, 0, 1]  # seven images, in batches of 3, 3 and 1
 
@@ -39,61 +39,20 @@ def test_the_summary_names_each_network():
     assert [value[0, 0].item() for value in found.values()] == [0.0, 2.0, 1.0]
 
 
-def snn_of(threshold, timesteps=4):
-    ann = nn.Sequential(nn.Conv2d(2, 3, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 3)).eval()
-    nn.init.zeros_(ann[0].weight)
-    nn.init.ones_(ann[0].bias)  # each neuron gets a current of 1 in each step
-    return spiking_twin(ann, timesteps, NeuronConfig(leak=1.0, threshold=threshold), input_size=(2, 4, 4))
-
-
-@pytest.mark.parametrize(("threshold", "rate"), [(1.0, 1.0), (2.0, 0.5), (4.0, 0.25), (5.0, 0.0)])
-def test_the_firing_rate_is_spikes_per_neuron_and_step(prepared, threshold, rate):
-    assert firing_rates(*prepared, snn_of(threshold)) == pytest.approx({"1": rate})
-
-
-def test_the_firing_rate_of_a_neuron_that_runs_twice_is_a_mean_of_its_calls(prepared):
-    class Twice(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.conv, self.act, self.head = nn.Conv2d(2, 2, 1), nn.ReLU(), nn.Linear(2, 3)
-            nn.init.zeros_(self.conv.weight)
-            nn.init.ones_(self.conv.bias)
-
-        def forward(self, x):
-            return self.head(self.act(self.act(self.conv(x))).mean((2, 3)))
-
-    snn = spiking_twin(Twice().eval(), 4, NeuronConfig(leak=1.0, threshold=1.0), input_size=(2, 4, 4))
-    assert firing_rates(*prepared, snn) == pytest.approx({"act": 1.0})
-
-
-def test_evaluation_at_other_time_steps_puts_the_students_own_back(prepared):
+def test_evaluation_at_other_time_steps_puts_the_networks_own_back(prepared):
     snn = snn_of(threshold=2.0, timesteps=3)
     with torch.no_grad():  # class 1 with one step, when nothing has fired yet; class 2 from two on
         snn[4].weight.copy_(torch.tensor([[0.0] * 3, [0.0] * 3, [10.0] * 3]))
         snn[4].bias.copy_(torch.tensor([0.0, 1.0, 0.0]))
-    found = top1_by_timesteps(*prepared, snn, [1, 2, 4])
+    found = {}
+    for steps in (1, 2, 4):
+        with at_timesteps(snn, steps):
+            found[steps] = top1(*prepared, lambda images: {"student": snn(images)})["student"]
+        assert snn.timesteps == 3
     assert found == pytest.approx({1: 200 / 7, 2: 300 / 7, 4: 300 / 7})
+    with pytest.raises(RuntimeError, match="in the pass"), at_timesteps(snn, 1):
+        raise RuntimeError("in the pass")
     assert snn.timesteps == 3
-    with pytest.raises(ValueError, match="timesteps"):
-        top1_by_timesteps(*prepared, snn, [1, 0])
+    with pytest.raises(ValueError, match="timesteps"), at_timesteps(snn, 0):
+        pass
     assert snn.timesteps == 3
-
-
-def test_a_spike_of_dsr_counts_once_however_large_it_is(prepared):
-    snn = create_snn(
-        "resnet18_cifar", 3, 4, 2, algorithm="dsr", width=8, dsr=DSRConfig(threshold=2.0, alpha=0.5)
-    ).eval()
-    for name in ("conv0.0", "conv0.1"):
-        nn.init.zeros_(snn.get_submodule(name).weight)
-    nn.init.ones_(snn.conv0[1].bias)  # a current of 1 in each step against a firing level of 0.5 * 2: spikes of 2
-    rates = firing_rates(*prepared, snn)
-    # v: 1 -> spike, -1; 0; 1 -> spike, -1; 0: every second step
-    assert (
-        rates["conv0.2"] == pytest.approx(0.5) and len(rates) == 17 and all(0 <= rate <= 1 for rate in rates.values())
-    )
-
-
-def test_frames_of_events_are_counted_by_their_labels():
-    accelerator = Accelerator(cpu=True)
-    frames = [(torch.zeros(4, 3, 2, 4, 4), torch.tensor([0, 2, 2])), (torch.zeros(4, 1, 2, 4, 4), torch.tensor([2]))]
-    assert firing_rates(accelerator, frames, snn_of(2.0)) == pytest.approx({"1": 0.5})

@@ -25,8 +25,9 @@ from distill.backward import once
 from distill.checkpoints import Checkpoints
 from distill.data.loaders import EpochSampler
 from distill.interruption import INTERRUPTION, Preempted
-from distill.loop import fit, unwrap
+from distill.loop import fit
 from distill.optimizers import make_optimizer, warmup_cosine
+from distill.preparation import unwrap
 from distill.runs import RunFolder, Saving
 from distill.steps import NonFiniteLossError
 from models import SpikingNeuron, create_snn
@@ -623,7 +624,7 @@ def test_a_full_disk_is_said_and_the_training_goes_on(tmp_path, caplog, monkeypa
     names = {path.name for path in (tmp_path / "checkpoints" / "student").iterdir()}
     assert names == {"epoch_0001", "epoch_0003"}
     assert "no checkpoint could be written (OSError: [Errno 28] No space left" in caplog.text
-    assert f"the last good one is {tmp_path / 'checkpoints' / 'student' / 'epoch_0001'}" in caplog.text
+    assert f"the last good checkpoint is {tmp_path / 'checkpoints' / 'student' / 'epoch_0001'}" in caplog.text
 
 
 def test_a_damaged_checkpoint_costs_the_steps_since_the_one_before(tmp_path, caplog):

@@ -5,7 +5,7 @@ import torch
 from timm.models.vgg import VGG
 from torch import nn
 
-from models import SpikingNetwork, spiking_twin
+from models import NeuronConfig, SpikingNetwork, spiking_twin
 
 SIZE = (3, 32, 32)
 FAMILIES = {
@@ -38,6 +38,14 @@ def student_of(teacher, timesteps=2) -> SpikingNetwork:
     if "ConvNeXt" in type(teacher).__name__:
         teacher = teacher_of("resnet18", next(teacher.parameters()).dtype)
     return spiking_twin(teacher, timesteps, input_size=SIZE)
+
+
+def snn_of(threshold, timesteps=4) -> SpikingNetwork:
+    """Three classes, images of 2 x 4 x 4; each of its neurons gets a current of 1 in each step and forgets nothing."""
+    ann = nn.Sequential(nn.Conv2d(2, 3, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 3)).eval()
+    nn.init.zeros_(ann[0].weight)
+    nn.init.ones_(ann[0].bias)
+    return spiking_twin(ann, timesteps, NeuronConfig(leak=1.0, threshold=threshold), input_size=(2, 4, 4))
 
 
 def student_taps_of(teacher, names):

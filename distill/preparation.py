@@ -1,0 +1,69 @@
+"""Networks and images as the hardware wants them, for a training and back."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from distill.config import TrainConfig
+from distill.data.loaders import prepare_loader
+from distill.optimizers import make_optimizer
+
+
+class Prepared(NamedTuple):
+    """What a training works with."""
+
+    network: nn.Module
+    """As it was given, in the memory format that is wanted."""
+    model: nn.Module
+    """The same, wrapped for its devices."""
+    optimizer: Any
+    """Accelerate's, around a `torch.optim.Optimizer`."""
+    loader: Any
+    """Accelerate's, around the training batches."""
+    steps_per_epoch: int
+    """Of the optimizer; batches that fill no last step do not count."""
+
+
+def prepare_training(
+    accelerator: Accelerator, model: nn.Module, loader: DataLoader, config: TrainConfig, unused_parameters: bool
+) -> Prepared:
+    """
+    Args:
+        loader: training batches, not prepared.
+        unused_parameters: whether there are steps in which some parameters have no part, which DDP must be told.
+
+    Raises:
+        ValueError: for fewer images than the processes need for one step.
+    """
+    if config.channels_last:
+        model = model.to(memory_format=torch.channels_last)
+    accelerator.gradient_accumulation_steps = config.accumulate
+    accelerator.ddp_handler = DistributedDataParallelKwargs(find_unused_parameters=unused_parameters)
+    wrapped, optimizer = accelerator.prepare(model, make_optimizer(model, config))
+    prepared = prepare_loader(accelerator, loader)
+    steps_per_epoch = len(prepared) // config.accumulate
+    if steps_per_epoch == 0:
+        passes = f" x accumulate {config.accumulate}" if config.accumulate > 1 else ""
+        raise ValueError(
+            "there are fewer training images than one step of all processes together takes "
+            f"({accelerator.num_processes} x batch_size {config.batch_size}{passes})"
+        )
+    return Prepared(model, wrapped, optimizer, prepared, steps_per_epoch)
+
+
+def unwrap(accelerator: Accelerator, model: nn.Module) -> nn.Module:
+    """The network that was prepared, without what Accelerate put around it; its `forward` is its class's again."""
+    network = accelerator.unwrap_model(model, keep_fp32_wrapper=False)
+    vars(network).pop("forward", None)  # Accelerate leaves the bound method on the instance
+    return network
+
+
+def channels_last(images: Tensor) -> Tensor:
+    """Images (B, C, H, W) in the memory format that convolutions are fastest in; with a time axis as they are."""
+    return images.contiguous(memory_format=torch.channels_last) if images.ndim == 4 else images
