@@ -106,6 +106,11 @@ class StudentConfig:
         of_network = tuple(name for name in ALGORITHMS if (name in FEEDBACK_ALGORITHMS) == feedback)
         allowed = f"one of {of_network} for {self.name}, which has {'a' if feedback else 'no'} feedback loop"
         check(self.algorithm in of_network, "algorithm", self.algorithm, allowed)
+        if feedback:
+            why = f"for {self.name}: the averages of its neurons have to settle"
+            check(self.neuron.reset == "soft", "neuron.reset", self.neuron.reset, f"soft {why}")
+            learnable = self.neuron.learnable_leak
+            check(not learnable, "neuron.learnable_leak", learnable, f"false {why}")
         check(self.width is None or self.width >= 1, "width", self.width, "at least 1, or none")
         unknowable = "refuse with rate_s, which at the first step does not know the rate of all steps that a gate needs"
         check(self.gates != "keep" or self.algorithm != "rate_s", "gates", self.gates, unknowable)

@@ -87,6 +87,7 @@ class FeedbackLoop(MemoryModule):
         self.solver_report: SolverReport | None = None
         self.backward_rates: Tensor | None = None
         self._has_warned = False
+        self._has_news = False
         self.register_memory("state", None)
         self.leak, self.threshold = _constants(self.neurons)
 
@@ -194,7 +195,7 @@ class FeedbackLoop(MemoryModule):
         Raises:
             NonContractingLoopError: if the loop did not contract.
         """
-        self.solver_report = report
+        self.solver_report, self._has_news = report, True
         if not report.growth < 1:
             raise NonContractingLoopError(
                 f"the feedback loop does not contract: a turn multiplies the gradient by {report.growth:.3g} (residual "
@@ -210,6 +211,21 @@ class FeedbackLoop(MemoryModule):
                 report.iterations,
                 self.config.tolerance,
             )
+
+    def take_backward_figures(self) -> dict[str, Tensor]:
+        """What is worth logging of the last backward pass, scalars by name; asked again before the next, nothing.
+
+        iterations, residual and converged (0 or 1) of the solver; of spide for each layer of neurons firing_rate/NAME,
+        the share of its neurons that fired in a backward step.
+        """
+        report = self.solver_report
+        if report is None or not self._has_news:
+            return {}
+        self._has_news = False
+        numbers = {"iterations": report.iterations, "residual": report.residual, "converged": report.converged}
+        found = {name: torch.tensor(float(value)) for name, value in numbers.items()}
+        rates = () if self.algorithm != "spide" or self.backward_rates is None else self.backward_rates
+        return found | {f"firing_rate/neurons.{number}": rate for number, rate in enumerate(rates)}
 
     def _forget_masks(self) -> None:
         for module in self.modules():
