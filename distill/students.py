@@ -87,8 +87,9 @@ def check_precision(config: StudentConfig, precision: str) -> None:
         precision: "no", "bf16" or "fp16", the run's or the launcher's.
 
     Raises:
-        ValueError: for float16 and a feedback network: the factor that keeps the loss's gradient in the range of float16
-            would multiply what backward spikes are made of, and its overflow looks like a loop that does not contract.
+        ValueError: for float16 and a feedback network: the factor that keeps the loss's gradient in the range of
+            float16 would multiply what backward spikes are made of, and its overflow looks like a loop that does not
+            contract.
     """
     if config.name in FEEDBACK_NETWORKS and precision == "fp16":
         raise ValueError(

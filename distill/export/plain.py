@@ -67,8 +67,8 @@ def _intercept(recorder: Recorder, name: str, module: nn.Module) -> None:
         )
     elif isinstance(module, FeedbackLoop):
         raise UnsupportedOperationError(
-            f"a step of the feedback loop {name!r} takes the spikes of the step before, and plain networks carry nothing "
-            "but membranes from step to step: no format but snn holds it"
+            f"a step of the feedback loop {name!r} takes the spikes of the step before, and plain networks "
+            "carry nothing but membranes from step to step: no format but snn holds it"
         )
 
 
