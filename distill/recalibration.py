@@ -23,9 +23,9 @@ def recalibrated(
     """In here the batch norms have the statistics of these images at the network's T; its own come back after it.
 
     Yields the number of images. Running means and variances are the means over all batches, each with equal weight. Of
-    a hybrid they are those of the spiking blocks and of the adapter; the frozen teacher's stay. Inside of a feedback loop
-    steps are normalised with the statistics so far, as in its training (`models.AverageNorm`): in the first batch with
-    those that the network has.
+    a hybrid they are those of the spiking blocks and of the adapter; the frozen teacher's stay. Inside of a feedback
+    loop steps are normalised with the statistics so far, as in its training (`models.feedback.AverageNorm`): in the
+    first batch with those that the network has.
 
     Args:
         network: in evaluation mode.
