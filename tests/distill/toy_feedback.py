@@ -40,7 +40,7 @@ def with_stem(timesteps: int = 3, algorithm: str = "ide", in_chans: int = 3, cla
     """A spiking convolution in front of a loop of two layers; maps of half the image's size."""
     torch.manual_seed(0)
     neuron = NeuronConfig(leak=1.0, threshold=0.5)
-    config = FeedbackConfig().resolved(algorithm)
+    config = FeedbackConfig(bound=0.2).resolved(algorithm)
 
     def current(conv: nn.Module) -> Current:
         return Current(conv, AverageNorm(8, 1.0) if config.batch_norm else None, 0.0)
