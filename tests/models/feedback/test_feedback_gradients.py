@@ -47,12 +47,12 @@ def test_ide_is_finite_differences_of_the_equilibrium(layers, monkeypatch):
         direction = torch.randn_like(parameter)
         direction /= direction.norm()
         ends = []
-        for step in (1e-5, -1e-5):
+        for step in (1e-7, -1e-7):
             with torch.no_grad():
                 parameter += step * direction
                 ends.append(float((equilibrium(loop, x)[-1] * weights).sum()))
                 parameter -= step * direction
-        assert (ends[0] - ends[1]) / 2e-5 == pytest.approx(float((parameter.grad * direction).sum()), rel=1e-4)
+        assert (ends[0] - ends[1]) / 2e-7 == pytest.approx(float((parameter.grad * direction).sum()), rel=1e-5)
 
 
 @pytest.mark.parametrize("layers", LOOPS)
@@ -218,7 +218,6 @@ def test_what_training_keeps_does_not_depend_on_the_steps(neuron, batch_norm):
 
 
 def test_what_the_backward_spikes_keep_does_not_depend_on_their_steps(monkeypatch):
-
 
     peaks, real = {}, TransposedMap.__call__
     for steps in (4, 16):
