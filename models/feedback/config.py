@@ -35,6 +35,8 @@ class FeedbackConfig:
     """Residual, as a share of the gradient's norm, at which the solver stops; above 0."""
     max_iterations: int = 30
     """Iterations after which the solver gives up, at least 2."""
+    patience: int = 20
+    """Backward passes in a row that may find that the loop does not contract before training ends with an error."""
     bounded_norm: Literal["spectral", "frobenius"] | None = None
     """Norm of the feedback's weight, as a matrix (C, the rest), that is kept below `bound`; None: spectral with ide,
     frobenius with spide."""
@@ -66,7 +68,7 @@ class FeedbackConfig:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ValueError(f"{name} must be above 0, found {value}")
-        for name, least in (("max_iterations", 2), ("backward_timesteps", 1), ("readout_side", 1)):
+        for name, least in (("max_iterations", 2), ("patience", 1), ("backward_timesteps", 1), ("readout_side", 1)):
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ValueError(f"{name} must be at least {least}, found {value}")

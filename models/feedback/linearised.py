@@ -13,7 +13,6 @@ Shapes: B images; v and a_i are (B, C_i, ...).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -22,33 +21,36 @@ from models.feedback.maps import Current
 from models.normalization import per_channel
 
 
-@dataclass(frozen=True, slots=True, eq=False)
 class TransposedMap:
     """From the gradient of a layer's average to that of its input's.
 
     Args:
-        linear: the layer's convolution, transposed convolution or linear layer.
-        mask: m_i, bool.
-        dropped: the mask of the dropout, or None.
-        scale: of the norm, (C,), or None.
+        current: the layer's map.
+        average: a_i.
         input_shape: of the gradient that it gives.
         threshold: theta.
     """
 
-    linear: nn.Module
-    mask: Tensor
-    dropped: Tensor | None
-    scale: Tensor | None
-    input_shape: torch.Size
-    threshold: float
+    def __init__(self, current: Current, average: Tensor, input_shape: torch.Size, threshold: float) -> None:
+        self.linear = current.linear
+        self.mask = (average > 0) & (average < 1)
+        """m_i."""
+        self._dropped = current.drop.mask
+        self._scale = None if current.norm is None else current.norm.scale()
+        self._input_shape = input_shape
+        self._threshold = threshold
+        self._factor: Tensor | None = None
 
     def __call__(self, v: Tensor) -> Tensor:
-        v = v * self.mask / self.threshold
-        if self.dropped is not None:
-            v = v * self.dropped
-        if self.scale is not None:
-            v = v * per_channel(self.scale, v)
-        return transposed(self.linear, v, self.input_shape)
+        return transposed(self.linear, v * self._factor_of(v), self._input_shape)
+
+    def _factor_of(self, v: Tensor) -> Tensor:
+        """s_i m_i / theta, made in the backward pass: until then a byte for each neuron is kept."""
+        if self._factor is None:
+            factor = self.mask.to(v.dtype) / self._threshold
+            factor = factor if self._dropped is None else factor * self._dropped
+            self._factor = factor if self._scale is None else factor * per_channel(self._scale, factor)
+        return self._factor
 
 
 def transposed(linear: nn.Module, v: Tensor, input_shape: torch.Size) -> Tensor:
@@ -88,14 +90,7 @@ class LinearisedLoop:
     ) -> None:
         inputs = [averages[-1], *averages[:-1]]
         self.maps = [
-            TransposedMap(
-                current.linear,
-                (average > 0) & (average < 1),
-                current.drop.mask,
-                None if current.norm is None else current.norm.scale(),
-                x.shape,
-                threshold,
-            )
+            TransposedMap(current, average, x.shape, threshold)
             for current, average, x in zip([feedback, *currents], averages, inputs, strict=True)
         ]
         """That of layer i gives the gradient of a_{i-1}, that of layer 1 the gradient of a_n."""

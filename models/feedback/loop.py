@@ -29,10 +29,14 @@ from models.feedback.solvers import NonContractingLoopError, SolverReport, broyd
 from models.feedback.spiking_solver import spiking_couples
 from models.linear_rate import WithValue
 from models.neuron import SpikingNeuron
+from models.ranks import largest_over_ranks
 from models.spiketrain import SpikeTrain, UnsupportedOperationError
 from models.tape import Tape
 
 log = logging.getLogger(__name__)
+
+WEAKENED = 0.9
+"""What a loop that does not contract should multiply by after its feedback was weakened."""
 
 SOLVERS = {"fixed_point": fixed_point, "broyden": broyden}
 
@@ -68,6 +72,8 @@ class FeedbackLoop(MemoryModule):
 
     state: LoopState | None
     """Of the last step on plain tensors."""
+    excess: Tensor
+    """The growth that the last backward pass found, where it was 1 or more; a buffer, so that training can go on."""
 
     def __init__(
         self,
@@ -86,7 +92,9 @@ class FeedbackLoop(MemoryModule):
         self.algorithm = FEEDBACK_ALGORITHMS[0]
         self.solver_report: SolverReport | None = None
         self.backward_rates: Tensor | None = None
-        self._has_warned = False
+        self.register_buffer("excess", torch.zeros(()))
+        self._failures = 0
+        self._said: set[str] = set()
         self._has_news = False
         self.register_memory("state", None)
         self.leak, self.threshold = _constants(self.neurons)
@@ -151,7 +159,7 @@ class FeedbackLoop(MemoryModule):
     # -- training ---------------------------------------------------------------------------------
 
     def _rate_pass(self, x: SpikeTrain) -> SpikeTrain:
-        keep_below(self.feedback.linear.weight, self.config.bounded_norm, self.config.bound)  # type: ignore[arg-type]
+        self._keep_contracting()
         self._forget_masks()
         try:
             currents = self.input_map(x)
@@ -179,51 +187,77 @@ class FeedbackLoop(MemoryModule):
         return AtEquilibrium.apply(lambda grad: self._solved(loop, grad), *applied)
 
     def _solved(self, loop: LinearisedLoop, grad: Tensor) -> list[Tensor]:
-        """The gradients of a_1 to a_n at the equilibrium, from that of the last."""
+        """The gradients of a_1 to a_n at the equilibrium, from that of the last.
+
+        Raises:
+            NonContractingLoopError: see `_without_feedback`.
+        """
         config = self.config
         if self.algorithm == "spide":
             steps, scale = config.backward_timesteps, config.gradient_scale * len(grad)
             betas, self.backward_rates = spiking_couples(loop, grad, steps, config.backward_threshold, scale)
-            self._take(report_of(loop.turn, grad, betas[-1], steps))
-            return betas
-        beta, report = SOLVERS[config.solver](loop.turn, grad, config.tolerance, config.max_iterations)
-        self._take(report)
-        return loop.gradients(beta)
-
-    def _take(self, report: SolverReport) -> None:
-        """
-        Raises:
-            NonContractingLoopError: if the loop did not contract.
-        """
+            report = report_of(loop.turn, grad, betas[-1], steps)
+        else:
+            beta, report = SOLVERS[config.solver](loop.turn, grad, config.tolerance, config.max_iterations)
+            betas = loop.gradients(beta)
         self.solver_report, self._has_news = report, True
-        if not report.growth < 1:
+        if report.growth >= 1:
+            return self._without_feedback(loop, grad, report)
+        self._failures = 0
+        if not report.converged:
+            self._say_once(
+                "the gradient of the feedback loop is not solved: residual %.3g after %d iterations, tolerance %.3g",
+                *(report.residual, report.iterations, config.tolerance),
+            )
+        return betas
+
+    def _without_feedback(self, loop: LinearisedLoop, grad: Tensor, report: SolverReport) -> list[Tensor]:
+        """What is left where the loop does not contract: the gradient without what goes around.
+
+        The feedback is weakened before the next training pass by as much as the loop grows, in which its gain is
+        linear.
+
+        Raises:
+            NonContractingLoopError: if that has not helped for too long.
+        """
+        self._failures += 1
+        self.excess.fill_(report.growth)
+        found = f"the feedback loop does not contract: a turn multiplies the gradient by {report.growth:.3g}"
+        if self._failures >= self.config.patience:
             raise NonContractingLoopError(
-                f"the feedback loop does not contract: a turn multiplies the gradient by {report.growth:.3g} (residual "
-                f"{report.residual:.3g} after {report.iterations} iterations). Lower the bound of the feedback "
-                f"(now {self.config.bound}) or the learning rate"
+                f"{found}, in {self._failures} backward passes in a row. Lower the feedback's bound (now "
+                f"{self.config.bound}) or the learning rate"
             )
-        if not report.converged and not self._has_warned:
-            self._has_warned = True
-            log.warning(
-                "the gradient of the feedback loop is not solved: residual %.3g after %d iterations, tolerance %.3g "
-                "(said once)",
-                report.residual,
-                report.iterations,
-                self.config.tolerance,
-            )
+        self._say_once("%s; this batch trains without it, and the feedback is weakened", found)
+        return loop.gradients(grad)
+
+    def _say_once(self, message: str, *args: object) -> None:
+        if message not in self._said:
+            self._said.add(message)
+            log.warning(message + " (said once)", *args)
+
+    @torch.no_grad()
+    def _keep_contracting(self) -> None:
+        """Keeps the feedback below its bound, and weakens it where the last backward pass found the loop growing."""
+        weight: Tensor = self.feedback.linear.weight  # type: ignore[assignment]
+        keep_below(weight, self.config.bounded_norm, self.config.bound)  # type: ignore[arg-type]
+        excess = float(largest_over_ranks(self.excess))
+        if excess >= 1:
+            weight.mul_(WEAKENED / excess)
+        self.excess.zero_()
 
     def take_backward_figures(self) -> dict[str, Tensor]:
         """What is worth logging of the last backward pass, scalars by name; asked again before the next, nothing.
 
-        iterations, residual and converged (0 or 1) of the solver; of spide for each layer of neurons firing_rate/NAME,
-        the share of its neurons that fired in a backward step.
+        iterations, residual, converged (0 or 1) and growth of the solver's report; of spide for each layer of neurons
+        firing_rate/NAME, the share of its neurons that fired in a backward step.
         """
         report = self.solver_report
         if report is None or not self._has_news:
             return {}
         self._has_news = False
-        numbers = {"iterations": report.iterations, "residual": report.residual, "converged": report.converged}
-        found = {name: torch.tensor(float(value)) for name, value in numbers.items()}
+        names = ("iterations", "residual", "converged", "growth")
+        found = {name: torch.tensor(float(getattr(report, name))) for name in names}
         rates = () if self.algorithm != "spide" or self.backward_rates is None else self.backward_rates
         return found | {f"firing_rate/neurons.{number}": rate for number, rate in enumerate(rates)}
 

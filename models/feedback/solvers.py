@@ -5,6 +5,7 @@ Shapes: B images; g and beta are (B, C, ...). J is block-diagonal over images.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -104,7 +105,9 @@ def growth(turn: Turn, g: Tensor, turns: int = POWER_ITERATIONS) -> float:
 
 def growth_of(sizes: list[Tensor]) -> float:
     """The mean growth over the second half of a sequence of norms: at first a loop may amplify and still contract."""
-    sizes = [size for size in sizes if torch.isfinite(size)] if len(sizes) > 1 else sizes
+    sizes = [size for size in sizes if torch.isfinite(size)]
+    if not sizes:
+        return math.nan  # the gradient itself is not finite: nothing is known of the loop
     start = (len(sizes) - 1) // 2
     if sizes[start] == 0 or sizes[-1] == 0:
         return 0.0
