@@ -36,16 +36,17 @@ def one_pixel(timesteps: int = T, algorithm: str = "ide") -> SpikingNetwork:
     return spiking(network.double(), timesteps, algorithm, in_chans=1).eval()
 
 
-def with_stem(timesteps: int = 3, algorithm: str = "ide", in_chans: int = 3, classes: int = 5) -> SpikingNetwork:
-    """A spiking convolution in front of a loop of two layers; maps of half the image's size."""
+def with_stem(timesteps: int = 3, algorithm: str = "ide", bound: float = 0.2) -> SpikingNetwork:
+    """A spiking convolution in front of a loop of two layers; maps of half the image's size, three channels, five
+    classes."""
     torch.manual_seed(0)
     neuron = NeuronConfig(leak=1.0, threshold=0.5)
-    config = FeedbackConfig(bound=0.2).resolved(algorithm)
+    config = FeedbackConfig(bound=bound).resolved(algorithm)
 
     def current(conv: nn.Module) -> Current:
         return Current(conv, AverageNorm(8, 1.0) if config.batch_norm else None, 0.0)
 
-    stem = nn.Sequential(nn.Conv2d(in_chans, 8, 3, stride=2, padding=1), nn.BatchNorm2d(8), SpikingNeuron(neuron))
+    stem = nn.Sequential(nn.Conv2d(3, 8, 3, stride=2, padding=1), nn.BatchNorm2d(8), SpikingNeuron(neuron))
     loop = FeedbackLoop(
         current(nn.Conv2d(8, 8, 3, padding=1)),
         [current(nn.Conv2d(8, 8, 3, padding=1))],
@@ -53,4 +54,4 @@ def with_stem(timesteps: int = 3, algorithm: str = "ide", in_chans: int = 3, cla
         lambda: SpikingNeuron(neuron),
         config,
     )
-    return spiking(FeedbackNetwork(stem, loop, 8, 2, 2, classes), timesteps, algorithm, in_chans)
+    return spiking(FeedbackNetwork(stem, loop, 8, side=2, reduction=2, num_classes=5), timesteps, algorithm)
