@@ -86,7 +86,7 @@ def dsr() -> nn.Module:
 
 
 def feedback(algorithm: str) -> Callable[[], nn.Module]:
-    """With batch norms in the stem and, with ide, in the loop; their statistics make currents several times as large."""
+    """With batch norms in the stem and, with ide, in the loop: they make currents several times as large."""
     return lambda: generic(with_stem(T, algorithm, bound=0.02))
 
 

@@ -36,11 +36,11 @@ def finished(request, tmp_path_factory):
 
 def test_each_epoch_logs_how_the_backward_passes_went(finished):
     folder, algorithm, summary = finished
-    logged = {"iterations/loop", "residual/loop", "converged/loop"}
+    logged = {"iterations/loop", "residual/loop", "converged/loop", "growth/loop"}
     logged |= {"firing_rate/loop.neurons.0"} if algorithm == "spide" else set()
     for line in metrics_of(folder):
         found = {name.removeprefix("backward/"): v for name, v in line.items() if name.startswith("backward/")}
-        assert found.keys() == logged and 0 <= found["converged/loop"] <= 1
+        assert found.keys() == logged and 0 <= found["converged/loop"] <= 1 and 0 < found["growth/loop"] < 1
         if algorithm == "spide":
             assert found["iterations/loop"] == 6 and 0 < found["firing_rate/loop.neurons.0"] < 1
         else:
@@ -97,6 +97,7 @@ def test_an_interrupted_run_ends_where_an_uninterrupted_one_does(finished, tmp_p
 
 
 def test_a_loop_without_an_equilibrium_ends_the_run_and_leaves_the_checkpoint_before_it(tmp_path, monkeypatch):
+    strict = dict(feedback=dataclasses.replace(LOOP, patience=1))
     solve, calls = loops.SOLVERS["fixed_point"], []
 
     def grows(turn, grad, *settings):
@@ -107,13 +108,13 @@ def test_a_loop_without_an_equilibrium_ends_the_run_and_leaves_the_checkpoint_be
     with monkeypatch.context() as patch:
         patch.setitem(loops.SOLVERS, "fixed_point", grows)
         with pytest.raises(NonContractingLoopError) as e:
-            train(of(tmp_path / "r"))
+            train(of(tmp_path / "r", student=strict))
     text = str(e.value)
     assert "multiplies the gradient by 1.5" in text and "in step 6 (epoch 2) of the student" in text
     assert "the last good checkpoint is" in text and "epoch_0001" in text and "--resume --allow-changed" in text
     assert not (tmp_path / "r" / "summary.json").exists() and len(metrics_of(tmp_path / "r")) == 1
-    train(of(tmp_path / "r"), resume=True)
-    train(of(tmp_path / "whole"))
+    train(of(tmp_path / "r", student=strict), resume=True)
+    train(of(tmp_path / "whole", student=strict))
     assert equal(weights_of(tmp_path / "r"), weights_of(tmp_path / "whole"))
 
 
