@@ -55,7 +55,7 @@ def _estimate(
     batches: Iterable[Tensor],
 ) -> int:
     count = 0
-    spiking = network.student if isinstance(network, Hybrid) else network
+    spiking: Any = network.student if isinstance(network, Hybrid) else network
     for norm in norms:
         norm.training = True  # alone: all other modules stay in evaluation mode
     # norms of a feedback loop learn the statistics of averages, which passes of training alone are made of: the network

@@ -210,8 +210,8 @@ def _transposed_convolution(
     output, name, x, weight, bias=None, stride=1, padding=0, output_padding=0, groups=1, dilation=1
 ) -> _Call:
     kernel = tuple(weight.shape[2:])
-    axes = (per_axis(value, len(kernel)) for value in (stride, padding, dilation))
-    reach = fan_out(x.shape[2:], output.shape[2:], kernel, *axes, transposed=True)
+    stride, padding, dilation = (per_axis(value, len(kernel)) for value in (stride, padding, dilation))
+    reach = fan_out(x.shape[2:], output.shape[2:], kernel, stride, padding, dilation, transposed=True)
     by_place = _steps(x).sum((0, 2), dtype=torch.float64)  # (B, ...)
     synops = (by_place * reach.to(by_place.device)).flatten(1).sum(1) * weight.shape[1]
     return _call(name, x, weight, bias, math.prod(x.shape[2:]), synops)
