@@ -97,6 +97,7 @@ class FeedbackLoop(MemoryModule):
         self._said: set[str] = set()
         self.register_memory("state", None)
         self.leak, self.threshold = _constants(self.neurons)
+        self._keep_contracting()
 
     def forward(self, x: SpikeTrain | Tensor) -> SpikeTrain | Tensor:
         if not isinstance(x, SpikeTrain):
