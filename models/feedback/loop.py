@@ -97,7 +97,7 @@ class FeedbackLoop(MemoryModule):
         self._said: set[str] = set()
         self.register_memory("state", None)
         self.leak, self.threshold = _constants(self.neurons)
-        self._keep_contracting()
+        self._keep_below_bound()
 
     def forward(self, x: SpikeTrain | Tensor) -> SpikeTrain | Tensor:
         if not isinstance(x, SpikeTrain):
@@ -236,11 +236,16 @@ class FeedbackLoop(MemoryModule):
             self._said.add(message)
             log.warning(message + " (said once)", *args)
 
-    @torch.no_grad()
-    def _keep_contracting(self) -> None:
-        """Keeps the feedback below its bound, and weakens it where the last backward pass found the loop growing."""
+    def _keep_below_bound(self) -> Tensor:
+        """The weight of the feedback, no larger than it may be."""
         weight: Tensor = self.feedback.linear.weight  # type: ignore[assignment]
         keep_below(weight, self.config.bounded_norm, self.config.bound)  # type: ignore[arg-type]
+        return weight
+
+    @torch.no_grad()
+    def _keep_contracting(self) -> None:
+        """Before a training pass: weakens the feedback where the last backward pass found the loop growing."""
+        weight = self._keep_below_bound()
         excess = float(largest_over_ranks(self.excess))
         if excess >= 1:
             weight.mul_(WEAKENED / excess)
