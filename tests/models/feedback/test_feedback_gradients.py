@@ -57,7 +57,10 @@ def test_ide_is_finite_differences_of_the_equilibrium(layers, monkeypatch):
 
 @pytest.mark.parametrize("layers", LOOPS)
 def test_a_turn_of_the_linearised_loop_is_the_transposed_jacobian(layers):
-    loop, x = toy_loop(layers, batch_norm=True), images(1)
+    loop, x = toy_loop(layers, batch_norm=True, dropout=0.3), images(1)
+    for current in (loop.input_map, *loop.maps, loop.feedback):
+        side = 8 if layers == 1 or current in (loop.input_map, loop.feedback) else 4
+        current.drop.mask = F.dropout(torch.ones(1, 8, side, side, dtype=torch.float64), 0.3)
     last = equilibrium(loop, x)[-1].detach()
     jacobian = torch.autograd.functional.jacobian(lambda a: turn(loop, a, x)[-1], last).view(last.numel(), -1)
     v = torch.randn_like(last)

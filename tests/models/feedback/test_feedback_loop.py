@@ -13,6 +13,7 @@ from models.dsr import DSRConfig, DSRNeuron
 from models.feedback import AverageNorm, Current, FeedbackConfig, FeedbackLoop
 from models.feedback.averages import Readout, RunningAverage, average_over_steps
 from models.feedback.bound import keep_below, matrix_norm
+from models.feedback.loop import LoopState
 from models.feedback.maps import PassDropout
 
 
@@ -54,16 +55,17 @@ def _no_graph_in_here():
 def test_spikes_are_those_of_the_papers_equations(neuron, layers):
     loop, frames = toy_loop(layers, neuron), torch.randn(9, 2, 3, 8, 8, dtype=torch.float64)
     wanted = by_hand(loop, frames, fires_at=2.0, removes=2.0, start=0.0)
-    found = [[layer.folded for layer in step] for step in loop._simulated(*of_frames(loop, frames))]
-    for of_layer, expected in zip(zip(*found, strict=True), wanted, strict=True):
+    for found, expected in zip(simulated(loop, frames), wanted, strict=True):
         assert 0.02 < float(expected.mean()) < 0.98
-        assert torch.equal(torch.stack(of_layer), expected)
+        assert torch.equal(found, expected)
 
 
-def of_frames(loop, frames):
-    from models.feedback.loop import LoopState
-
-    return loop.input_map(SpikeTrain.from_stream(frames, "plain")), LoopState()
+def simulated(loop, frames):
+    """The spikes of each layer at each step, (T, B, C, ...), as the loop computes them."""
+    steps = loop._simulated(loop.input_map(SpikeTrain.from_stream(frames, "plain")), LoopState())
+    return [
+        torch.stack(of_layer) for of_layer in zip(*([layer.folded for layer in step] for step in steps), strict=True)
+    ]
 
 
 @pytest.mark.parametrize("neuron", [IF, LIF], ids=["IF", "LIF"])
@@ -71,10 +73,9 @@ def test_half_a_threshold_at_the_start_makes_spides_neurons(neuron):
     """V_th = 1 and u_rest = -1: fires at 1, a spike removes 2, the membrane starts at 0."""
     loop, frames = toy_loop(3, neuron, head_start=0.5), torch.randn(9, 2, 3, 8, 8, dtype=torch.float64)
     wanted = by_hand(loop, frames, fires_at=1.0, removes=2.0, start=0.0)
-    found = [[layer.folded for layer in step] for step in loop._simulated(*of_frames(loop, frames))]
-    for of_layer, expected in zip(zip(*found, strict=True), wanted, strict=True):
+    for found, expected in zip(simulated(loop, frames), wanted, strict=True):
         assert 0.02 < float(expected.mean()) < 0.98
-        assert torch.equal(torch.stack(of_layer), expected)
+        assert torch.equal(found, expected)
     ordinary = by_hand(loop, frames, fires_at=2.0, removes=2.0, start=0.0)
     assert not all(torch.equal(a, b) for a, b in zip(wanted, ordinary, strict=True))
 
@@ -139,9 +140,7 @@ def test_dropout_has_one_mask_for_all_steps_and_none_is_left():
     loop.feedback.linear.weight.zero_()
     drawn = []
     for _ in range(2):
-        spikes = torch.stack(
-            [step[0].folded for step in loop._simulated(*of_frames(loop, torch.zeros(6, 2, 3, 8, 8).double()))]
-        )
+        spikes = simulated(loop, torch.zeros(6, 2, 3, 8, 8).double())[0]
         assert set(spikes.sum(0).unique().tolist()) == {0.0, 6.0}, (
             "a current of 3 / (1 - p) fires at each step, 0 never"
         )
