@@ -183,6 +183,15 @@ def test_spides_update_is_made_of_averages_alone():
     torch.testing.assert_close(loop.feedback.linear.weight.grad, of_feedback)
 
 
+def test_backward_spikes_that_do_not_go_around_give_the_gradient_of_a_network_without_feedback():
+    loop, x = toy_loop(3), images()
+    linear = linearised(loop, x)
+    g = 0.1 * torch.randn(2, 8, 4, 4, dtype=torch.float64)
+    betas, _ = spiking_couples(linear, g, 2000, 0.5, 1.0, around=False)
+    for found, wanted in zip(betas, linear.gradients(g), strict=True):
+        torch.testing.assert_close(found, wanted, rtol=0, atol=2e-3)
+
+
 def test_the_scale_of_the_gradient_is_divided_out():
     loop, x = toy_loop(), images()
     linear = linearised(loop, x)
