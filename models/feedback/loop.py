@@ -98,6 +98,7 @@ class FeedbackLoop(MemoryModule):
         self._has_news = False
         self.register_memory("state", None)
         self.leak, self.threshold = _constants(self.neurons)
+        self._keep_below_bound()
 
     def forward(self, x: SpikeTrain | Tensor) -> SpikeTrain | Tensor:
         if not isinstance(x, SpikeTrain):
@@ -171,7 +172,7 @@ class FeedbackLoop(MemoryModule):
         return x.derive(rate.detach(), 1, rate=rate)
 
     def _averages(self, currents: SpikeTrain) -> list[Tensor]:
-        """a_1 to a_n, in the type of the spikes where that has the precision of float32."""
+        """a_1 to a_n of T steps, at least in float32."""
         averages = [RunningAverage(self.leak) for _ in self.neurons]
         for spikes in self._simulated(currents, LoopState()):
             for average, layer in zip(averages, spikes, strict=True):
@@ -194,9 +195,8 @@ class FeedbackLoop(MemoryModule):
         """
         config = self.config
         if self.algorithm == "spide":
-            steps, scale = config.backward_timesteps, config.gradient_scale * len(grad)
-            betas, self.backward_rates = spiking_couples(loop, grad, steps, config.backward_threshold, scale)
-            report = report_of(loop.turn, grad, betas[-1], steps)
+            betas = self._by_spikes(loop, grad)
+            report = report_of(loop.turn, grad, betas[-1], config.backward_timesteps)
         else:
             beta, report = SOLVERS[config.solver](loop.turn, grad, config.tolerance, config.max_iterations)
             betas = loop.gradients(beta)
@@ -206,9 +206,17 @@ class FeedbackLoop(MemoryModule):
         self._failures = 0
         if not report.converged:
             self._say_once(
-                "the gradient of the feedback loop is not solved: residual %.3g after %d iterations, tolerance %.3g",
-                *(report.residual, report.iterations, config.tolerance),
+                "the gradient of the feedback loop is not solved: after %d iterations %.3g of its norm is left",
+                *(report.iterations, report.residual),
             )
+        return betas
+
+    def _by_spikes(self, loop: LinearisedLoop, grad: Tensor, around: bool = True) -> list[Tensor]:
+        config = self.config
+        scale = config.gradient_scale * len(grad)  # a loss that is a mean gives each image a share of the gradient
+        betas, self.backward_rates = spiking_couples(
+            loop, grad, config.backward_timesteps, config.backward_threshold, scale, around
+        )
         return betas
 
     def _without_feedback(self, loop: LinearisedLoop, grad: Tensor, report: SolverReport) -> list[Tensor]:
@@ -229,18 +237,23 @@ class FeedbackLoop(MemoryModule):
                 f"{self.config.bound}) or the learning rate"
             )
         self._say_once("%s; this batch trains without it, and the feedback is weakened", found)
-        return loop.gradients(grad)
+        return self._by_spikes(loop, grad, around=False) if self.algorithm == "spide" else loop.gradients(grad)
 
     def _say_once(self, message: str, *args: object) -> None:
         if message not in self._said:
             self._said.add(message)
             log.warning(message + " (said once)", *args)
 
-    @torch.no_grad()
-    def _keep_contracting(self) -> None:
-        """Keeps the feedback below its bound, and weakens it where the last backward pass found the loop growing."""
+    def _keep_below_bound(self) -> Tensor:
+        """The weight of the feedback, no larger than it may be."""
         weight: Tensor = self.feedback.linear.weight  # type: ignore[assignment]
         keep_below(weight, self.config.bounded_norm, self.config.bound)  # type: ignore[arg-type]
+        return weight
+
+    @torch.no_grad()
+    def _keep_contracting(self) -> None:
+        """Before a training pass: weakens the feedback where the last backward pass found the loop growing."""
+        weight = self._keep_below_bound()
         excess = float(largest_over_ranks(self.excess))
         if excess >= 1:
             weight.mul_(WEAKENED / excess)

@@ -20,7 +20,7 @@ from models.feedback.linearised import LinearisedLoop
 
 
 def spiking_couples(
-    loop: LinearisedLoop, g: Tensor, timesteps: int, threshold: float, scale: float
+    loop: LinearisedLoop, g: Tensor, timesteps: int, threshold: float, scale: float, around: bool = True
 ) -> tuple[list[Tensor], Tensor]:
     """
     Args:
@@ -28,6 +28,7 @@ def spiking_couples(
         timesteps: T_b.
         threshold: V_b.
         scale: factor of g before, divided out after.
+        around: whether the spikes of layer 1 go on to layer n.
 
     Returns:
         beta_1 to beta_n, and the share of the neurons of each that fired in a step, (n,).
@@ -41,7 +42,7 @@ def spiking_couples(
     for _ in range(timesteps):
         for i in range(layers - 1, -1, -1):
             into: Any = g if i == layers - 1 else 0.0
-            if sent is not None:
+            if sent is not None and (around or i < layers - 1):
                 into = into + loop.maps[(i + 1) % layers](sent)
             membrane = membranes[i] + into
             sent = _fire(membrane, threshold)

@@ -53,13 +53,16 @@ def rate(loop, x, timesteps=4):
 
 
 def turn(loop, last, x):
-    """One application of the loop, a_1 to a_n, from the average of the last layer; norms by running statistics."""
+    """One application of the loop, a_1 to a_n, from the average of the last layer.
+
+    Norms go by their running statistics, dropout by the masks that are set.
+    """
     theta, back = loop.threshold, loop.feedback.linear
     if isinstance(back, nn.ConvTranspose2d):
         fed = F.conv_transpose2d(last, back.weight, None, back.stride, back.padding, back.output_padding)
     else:
         fed = F.conv2d(last, back.weight, None, back.stride, back.padding)
-    averages = [((_affine(loop.input_map, x) + fed) / theta).clamp(0, 1)]
+    averages = [((_affine(loop.input_map, x) + _dropped(loop.feedback, fed)) / theta).clamp(0, 1)]
     for current in loop.maps:
         averages.append((_affine(current, averages[-1]) / theta).clamp(0, 1))
     return averages
@@ -89,6 +92,10 @@ def at_equilibrium(loop, x, monkeypatch):
 def _affine(current, x):
     conv, norm = current.linear, current.norm
     y = F.conv2d(x, conv.weight, conv.bias, conv.stride, conv.padding)
-    if norm is None:
-        return y
-    return F.batch_norm(y, norm.running_mean, norm.running_var, norm.weight, norm.bias, False, 0.0, norm.eps)
+    if norm is not None:
+        y = F.batch_norm(y, norm.running_mean, norm.running_var, norm.weight, norm.bias, False, 0.0, norm.eps)
+    return _dropped(current, y)
+
+
+def _dropped(current, y):
+    return y if current.drop.mask is None else y * current.drop.mask
