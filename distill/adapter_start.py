@@ -17,6 +17,7 @@ from torch import Tensor
 from distill.adapters import Adapter
 from distill.data.event_frames import summed
 from distill.hybrid import HybridDistiller
+from distill.precision import widest_float
 from distill.tails import look
 from models.network import probing
 
@@ -25,14 +26,14 @@ RIDGE = 1e-3
 
 
 class _Moments:
-    """Sums over images and places of r, a, r r^T, r a^T and a^2, in float64."""
+    """Sums over images and places of r, a, r r^T, r a^T and a^2, in `widest_float`."""
 
     def __init__(self) -> None:
         self.count = 0
         self.sums: list[Tensor] = []
 
     def add(self, rate: Tensor, feature: Tensor) -> None:
-        r, a = (x.double().movedim(1, -1).flatten(0, -2) for x in (rate, feature))
+        r, a = (x.to(widest_float(x.device)).movedim(1, -1).flatten(0, -2) for x in (rate, feature))
         new = [r.sum(0), a.sum(0), r.T @ r, r.T @ a, a.square().sum(0)]
         self.sums = [old + more for old, more in zip(self.sums, new, strict=True)] if self.sums else new
         self.count += len(r)

@@ -29,7 +29,7 @@ from distill.data import (
 from distill.data.event_config import is_events
 from distill.data.event_frames import summed
 from distill.evaluation import TEACHER, at_timesteps, by_name, top1
-from distill.frontier import ENERGY_IMAGES, RowsOfStages, in_order, row, stage_rows, teacher_costs
+from distill.frontier import ENERGY_IMAGES, Row, RowsOfStages, counted, in_order, row, stage_rows, teacher_costs
 from distill.hybrid import HybridDistiller
 from distill.hybrid_network import check_hybrid, save_hybrid
 from distill.loop import fit
@@ -39,7 +39,14 @@ from distill.network_config import InitConfig
 from distill.optimizers import make_optimizer
 from distill.preparation import unwrap
 from distill.random_numbers import repeatable
-from distill.results import backward_figures, image_extra, other_timesteps, student_results, write_results
+from distill.results import (
+    image_extra,
+    last_backward_figures,
+    other_timesteps,
+    save_student,
+    student_results,
+    write_results,
+)
 from distill.runs import stages_begun
 from distill.schedules import Stage, end_stages, hybrid_backward, prepare_stage, stages_of
 from distill.session import Session
@@ -137,12 +144,14 @@ class _Training:
         self.config = config
         self.session = session
         self.data = data
-        self.extra = image_extra(preprocessing, data)
+        self.preprocessing = preprocessing
         self.images = images
         self.loader = loader
         """Of the evaluation images, prepared."""
         self.figures: dict[str, Any] = {}
         """What the last evaluation of each stage said."""
+        self.by_timesteps: dict[int, float] = {}
+        """Top-1 of the student when its training has ended, in percent, by T."""
         self.rows = RowsOfStages(session, config.schedule.name == "progressive")
 
     def stages(self, distiller: HybridDistiller, begun: set[str], resume: bool) -> dict[str, Any]:
@@ -159,10 +168,10 @@ class _Training:
             if config.init.adapters == "regression" and stage.taps and stage.name not in begun:
                 self._start_adapters(distiller, stage)
             self._fit(distiller, stage, resume)
+            self._save(distiller, stage)
             self._weigh(distiller, stage)
             if number > 0 and accelerator.is_main_process:
                 Checkpoints(session.folder.checkpoints / stages[number - 1].name).drop()
-            self._save_hybrids(distiller, stage)
             accelerator.free_memory()
         end_stages(distiller)
         return self._summary(distiller, stages)
@@ -209,25 +218,35 @@ class _Training:
         return top1(self.session.accelerator, self.loader, logits)
 
     def _weigh(self, distiller: HybridDistiller, stage: Stage) -> None:
-        """Accuracy and energy of what the stage has trained, as it is now, at each T."""
+        """Accuracy of what the stage has trained, as it is now, at each T, and its energy."""
         config, accelerator, student = self.config, self.session.accelerator, distiller.student
         distiller.eval()
         figures = {student.timesteps: dict(self.figures)}
         for steps in set(other_timesteps(config.data, config.eval_timesteps)) - {student.timesteps}:
             with repeatable(accelerator.device), at_timesteps(student, steps):
                 figures[steps] = self._accuracy(distiller, stage)
+        if stage.student:
+            self.by_timesteps = {steps: found["student_top1"] for steps, found in figures.items()}
         sample = sample_loader(self.data.eval, ENERGY_IMAGES, config.train.batch_size)
-        teacher = teacher_costs(distiller, self.images)
-        rows = stage_rows(accelerator, prepare_loader(accelerator, sample), distiller, stage, teacher, figures)
-        self.rows.add([*rows, row("teacher", None, self.figures["teacher_top1"], teacher.whole)])
+        loader = prepare_loader(accelerator, sample)
 
-    def _save_hybrids(self, distiller: HybridDistiller, stage: Stage) -> None:
-        """Each hybrid as it is when its own training ends."""
+        def count() -> list[Row]:
+            teacher = teacher_costs(distiller, self.images)
+            rows = stage_rows(accelerator, loader, distiller, stage, teacher, figures)
+            return [*rows, row("teacher", None, self.figures["teacher_top1"], teacher.whole)]
+
+        self.rows.add(counted(accelerator, count))
+
+    def _save(self, distiller: HybridDistiller, stage: Stage) -> None:
+        """The student, and each hybrid as it is when its own training ends."""
+        if stage.student:
+            save_student(self.session, distiller.student, self.preprocessing, self.data)
         if not (self.config.save_hybrids and self.session.accelerator.is_main_process):
             return
+        extra = image_extra(self.preprocessing, self.data)
         for tap in stage.taps:
             folder = self.session.folder.path / "hybrids" / tap
-            save_hybrid(distiller.hybrid(tap), folder, tuple(self.images.shape[1:]), self.extra)
+            save_hybrid(distiller.hybrid(tap), folder, tuple(self.images.shape[1:]), extra)
 
     def _summary(self, distiller: HybridDistiller, stages: list[Stage]) -> dict[str, Any]:
         """Of each hybrid the figures of the epoch in which its training ended."""
@@ -243,15 +262,14 @@ class _Training:
         student: SpikingNetwork = distiller.student
         student.eval()
         rows = in_order(self.rows.all, [tap.name for tap in distiller.taps])
-        by_timesteps = {r["timesteps"]: r["top1"] for r in rows if r["network"] == "student"}
         return {
             "teacher_top1": last["teacher_top1"],
             "hybrid_top1": _of_taps(last, "hybrid_top1/"),
             "hybrid_agreement": _of_taps(last, "hybrid_agreement/"),
             "student_agreement": last["student_agreement"],
             "schedule": self.config.schedule.name,
-            **student_results(accelerator, self.loader, student, by_timesteps, rows, seconds, images),
-            **backward_figures(lines),
+            **student_results(accelerator, self.loader, student, self.by_timesteps, rows, seconds, images),
+            **last_last_backward_figures(lines),
         }
 
 

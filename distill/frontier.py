@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from accelerate import Accelerator
@@ -13,10 +14,13 @@ from torch.utils.data import DataLoader
 from distill.energy import AnalogueCosts, Cost, adapter_cost, analogue_costs, hybrid_cost, spiking_costs
 from distill.evaluation import at_timesteps
 from distill.hybrid import HybridDistiller
+from distill.processes import Agreement
 from distill.schedules import Stage
 from distill.session import Session
 from models import SpikingNetwork
 from models.io import replace_text
+
+log = logging.getLogger(__name__)
 
 ENERGY_IMAGES = 256
 """How many evaluation images spikes are counted on, at most."""
@@ -35,6 +39,16 @@ def row(network: str, timesteps: int | None, top1: float, cost: Cost) -> Row:
         top1: in percent.
     """
     return {"network": network, "timesteps": timesteps, "top1": top1, **cost.figures()}
+
+
+def counted(accelerator: Accelerator, count: Callable[[], list[Row]]) -> list[Row]:
+    """The rows that `count` makes; none, and a warning, where it fails: what was trained is not lost by it."""
+    try:
+        return Agreement(accelerator).together(count)
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        log.warning("warning: energies could not be counted (%s): they are left out", reason)
+        return []
 
 
 def student_rows(

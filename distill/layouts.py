@@ -19,6 +19,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from distill.checks import check
+from distill.precision import widest_float
 from distill.tap_names import feature_info
 
 Kind = Literal["BCHW", "BHWC", "BNC"]
@@ -187,7 +188,7 @@ def quadrants_followed(layout: Layout, features: Tensor, image_size: tuple[int, 
         how many times as much a place changes with the quadrant that it follows as with the other three (the median
         over places), and the share of places that follow their own; (1, 1) for maps of fewer than 4 x 4 places.
     """
-    maps = layout.to_map(features, image_size).double()
+    maps = layout.to_map(features, image_size).to(widest_float(features.device))
     change = (maps[1:] - maps[:1]).norm(dim=1)  # of each place, (4, H, W)
     if min(change.shape[1:]) < 4:
         return 1.0, 1.0
@@ -195,7 +196,7 @@ def quadrants_followed(layout: Layout, features: Tensor, image_size: tuple[int, 
     most, followed = corners.max(1)  # (corner, n)
     selectivity = most / ((corners.sum(1) - most) / 3).clamp_min(torch.finfo(corners.dtype).tiny)
     own = followed == torch.arange(4, device=followed.device)[:, None]
-    return selectivity.median().item(), own.double().mean().item()
+    return selectivity.median().item(), own.to(maps.dtype).mean().item()
 
 
 def change_quadrants(image: Tensor) -> Tensor:

@@ -6,11 +6,14 @@ A group of its own (gloo) carries them, so that nobody waits for a GPU to know w
 from __future__ import annotations
 
 import os
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
+
+Result = TypeVar("Result")
 
 
 class Agreement:
@@ -53,6 +56,25 @@ class Agreement:
             return None
         text = None if error is None else f"{type(error).__name__}: {error}"
         return next(text for text in self.gather(text) if text is not None)
+
+    def together(self, work: Callable[[], Result]) -> Result:
+        """What `work` gives on this process, where it succeeds on all; waits for all.
+
+        Raises:
+            Exception: this process's own error.
+            RuntimeError: where another process alone fails; says how.
+        """
+        error: Exception | None = None
+        try:
+            result = work()
+        except Exception as found:
+            error = found
+        text = self.first_error(error)
+        if error is not None:
+            raise error
+        if text is not None:
+            raise RuntimeError(f"on another process: {text}")
+        return result
 
 
 def first_to_fail() -> bool:

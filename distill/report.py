@@ -51,7 +51,7 @@ def table(summary: dict[str, Any]) -> str:
     width = max(len(name) for name, _, _ in rows)
     lines = [f"{'network':<{width}}  top-1 (%)", f"{'-' * width}  ---------"]
     lines += [f"{name:<{width}}  {value:9.2f}" for name, value, _ in rows]
-    if "frontier" not in summary:
+    if not summary.get("frontier"):
         return "\n".join(lines)
     energies = {(row["network"], row["timesteps"]): row for row in summary["frontier"]}
     reference = energies.get(("teacher", None))

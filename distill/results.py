@@ -15,7 +15,7 @@ from distill.data import DataConfig, Preprocessing, Splits
 from distill.data.event_config import is_events
 from distill.energy import assumptions
 from distill.epoch_log import BACKWARD
-from distill.frontier import ENERGY_IMAGES, Row
+from distill.frontier import ENERGY_IMAGES, STUDENT, Row
 from distill.judgement import BINS, judge
 from distill.random_numbers import repeatable
 from distill.report import model_card, rate_warnings, table, versions, warn_of_skipped
@@ -41,7 +41,7 @@ def student_results(
     Args:
         loader: of the evaluation images, prepared.
         top1: of the network, in percent, at its own T and at others.
-        frontier: of all networks of the run.
+        frontier: of all networks of the run; empty where energies could not be counted.
         train_seconds: of its training, on the main process.
         images: that it was trained on in that time, all processes together.
     """
@@ -57,7 +57,7 @@ def student_results(
         "mean_firing_rate": sum(rates.values()) / len(rates),
         "firing_rates": rates,
         "frontier": list(frontier),
-        "energy_assumptions": assumptions(min(ENERGY_IMAGES, judged.images)),
+        "energy_assumptions": assumptions(min(ENERGY_IMAGES, judged.images)) if frontier else [],
         "confidence": {"ece": figures.ece, "bins": BINS, "mean": figures.confidence},
         "train_seconds": train_seconds,
         "images_per_second": images / max(train_seconds, 1e-9),
@@ -65,7 +65,7 @@ def student_results(
     }
 
 
-def backward_figures(metrics: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+def last_backward_figures(metrics: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     """The entry "backward" of summary.json: what networks said of their backward passes in the last epoch of which
     they said something; no entry where they never did.
 
@@ -90,6 +90,12 @@ def other_timesteps(data: DataConfig, timesteps: list[int]) -> list[int]:
     return timesteps
 
 
+def save_student(session: Session, student: SpikingNetwork, preprocessing: Preprocessing, data: Splits) -> None:
+    """Writes student/, before anything that comes after a training can fail; on the main process only."""
+    if session.accelerator.is_main_process:
+        save_snn(student, session.folder.path / STUDENT, image_extra(preprocessing, data))
+
+
 def write_results(
     session: Session,
     summary: dict[str, Any],
@@ -99,16 +105,15 @@ def write_results(
     data_config: DataConfig,
     data: Splits,
 ) -> None:
-    """Writes student/, summary.json and report.html and shows the table; on the main process only.
+    """Writes the student's card, summary.json and report.html and shows the table; on the main process only.
 
     Args:
         teacher: its timm name, or None.
     """
     folder = session.folder
-    save_snn(student, folder.path / "student", image_extra(preprocessing, data))
     what = f"{data_config.name}" + (f" ({data_config.root})" if data_config.root else "")
     card = model_card(summary, teacher, what, session.config_text, is_events(data_config))
-    replace_text(folder.path / "student" / "README.md", card)
+    replace_text(folder.path / STUDENT / "README.md", card)
     folder.write_summary(summary)
     leave_report(session.accelerator, folder.path, student, list(summary["firing_rates"]), preprocessing, data)
     for line in rate_warnings(summary["firing_rates"]):

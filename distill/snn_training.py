@@ -27,14 +27,14 @@ from distill.data import (
     train_loader,
 )
 from distill.evaluation import at_timesteps, top1
-from distill.frontier import ENERGY_IMAGES, in_order, student_rows
+from distill.frontier import ENERGY_IMAGES, counted, in_order, student_rows
 from distill.loop import fit
 from distill.mixing import Mixing
 from distill.network_config import InitConfig
 from distill.optimizers import make_optimizer
 from distill.preparation import unwrap
 from distill.random_numbers import repeatable
-from distill.results import backward_figures, other_timesteps, student_results, write_results
+from distill.results import last_backward_figures, other_timesteps, save_student, student_results, write_results
 from distill.runs import stages_begun
 from distill.session import Session
 from distill.snn_losses import SnnLossConfig, snn_losses
@@ -85,6 +85,7 @@ def run(config: SnnTrainingConfig, session: Session, resume: bool) -> dict[str, 
         score="student_top1",
     )
     student: Any = unwrap(accelerator, result.model)
+    save_student(session, student, preprocessing, data)
     found = {student.timesteps: result.evaluation["student_top1"]}
     others = set(other_timesteps(config.data, config.eval_timesteps)) - {student.timesteps}
     with repeatable(accelerator.device):
@@ -92,9 +93,9 @@ def run(config: SnnTrainingConfig, session: Session, resume: bool) -> dict[str, 
             with at_timesteps(student, steps):
                 found[steps] = top1(accelerator, loader, lambda images: {"student": student(images)})["student"]
     sample = prepare_loader(accelerator, sample_loader(data.eval, ENERGY_IMAGES, config.train.batch_size))
-    rows = in_order(student_rows(accelerator, sample, student, found), [])
-    summary = student_results(accelerator, loader, student, found, rows, result.seconds, result.images)
-    summary |= backward_figures(session.folder.metrics())
+    rows = counted(accelerator, lambda: student_rows(accelerator, sample, student, found))
+    summary = student_results(accelerator, loader, student, found, in_order(rows, []), result.seconds, result.images)
+    summary |= last_backward_figures(session.folder.metrics())
     summary["skipped_images"] = list(skipped_images(accelerator, data.train, data.eval))
     summary["seconds"] = earlier + time.perf_counter() - started
     if accelerator.is_main_process:

@@ -14,6 +14,7 @@ while of several processes each image must count once.
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -29,7 +30,9 @@ from torch.utils.data import DataLoader
 from distill.energy.calls import RunningModule
 from distill.energy.costs import WORD, Cost, LayerCost
 from distill.energy.fan_out import fan_out, padding_before, per_axis
+from distill.precision import widest_float
 from distill.preparation import channels_last
+from distill.processes import Agreement
 from distill.random_numbers import repeatable
 from distill.taps import hooks
 from models import DSRNeuron, SpikeTrain, SpikingNetwork, SpikingNeuron
@@ -62,14 +65,20 @@ def spiking_costs(
         until: a module's name: nothing behind it runs.
         cuts: modules for which the costs up to their end are wanted, too.
     """
-    counter = _Counter(network, cuts)
+    counter, agreement = _Counter(network, cuts), Agreement(accelerator)
+
+    def count(images: Tensor) -> Tensor:
+        with accelerator.autocast(), counter.counting():
+            network(channels_last(images)) if until is None else network(channels_last(images), until=until)
+        return counter.per_image()
+
     total, images_seen = None, 0
     # compiled kernels would be compiled anew for a pass that is watched
     with repeatable(accelerator.device), uncompiled():
         for images, _ in loader:
-            with accelerator.autocast(), counter.counting():
-                network(channels_last(images)) if until is None else network(channels_last(images), until=until)
-            found = accelerator.gather_for_metrics(counter.per_image()).cpu()
+            # where one process fails, no other may wait for its numbers
+            of_batch = agreement.together(functools.partial(count, images))
+            found = accelerator.gather_for_metrics(of_batch).cpu()
             images_seen += len(found)
             sums = _Sums(found[..., 0].sum(0), found[..., 1].amin(0), found[..., 2].amax(0))
             total = sums if total is None else total.with_more(sums)
@@ -169,7 +178,7 @@ class _Counter(TorchFunctionMode):
             yield
 
     def per_image(self) -> Tensor:
-        """Synaptic operations, whether the input is integer, largest number: (B, layers, 3), float64."""
+        """Synaptic operations, whether the input is integer, largest number: (B, layers, 3), in `widest_float`."""
         columns = [torch.stack([call.synops, call.integer, call.largest], dim=1) for call in self.calls.values()]
         return torch.stack(columns, dim=1)
 
@@ -201,8 +210,8 @@ def _convolution(output, name, x, weight, bias=None, stride=1, padding=0, dilati
     stride, dilation = per_axis(stride, len(kernel)), per_axis(dilation, len(kernel))
     before = padding_before(padding, kernel, dilation)
     reach = fan_out(x.shape[2:], output.shape[2:], kernel, stride, before, dilation)
-    by_place = _steps(x).sum((0, 2), dtype=torch.float64)  # (B, ...)
-    synops = (by_place * reach.to(by_place.device)).flatten(1).sum(1) * (weight.shape[0] // groups)
+    by_place = _steps(x).sum((0, 2), dtype=widest_float(x.device))  # (B, ...)
+    synops = (by_place * reach.to(by_place)).flatten(1).sum(1) * (weight.shape[0] // groups)
     return _call(name, x, weight, bias, math.prod(output.shape[2:]), synops)
 
 
@@ -218,7 +227,7 @@ def _transposed_convolution(
 
 
 def _linear(output, name, x, weight, bias=None) -> _Call:
-    synops = _steps(x).flatten(2).sum((0, 2), dtype=torch.float64) * weight.shape[0]
+    synops = _steps(x).flatten(2).sum((0, 2), dtype=widest_float(x.device)) * weight.shape[0]
     return _call(name, x, weight, bias, math.prod(output.shape[1:-1]), synops)
 
 
@@ -252,8 +261,8 @@ def _call(name: str, x: SpikeTrain, weight: Tensor, bias: Tensor | None, places:
         x.timesteps * (weight.numel() + (0 if bias is None else bias.numel())),
         x.timesteps * math.prod(x.shape[1:]),
         synops * (x.timesteps // x.steps),
-        integer.double(),
-        values.amax((0, 2)).double(),
+        integer.to(synops.dtype),
+        values.amax((0, 2)).to(synops.dtype),
     )
 
 
@@ -262,6 +271,6 @@ def _rescaled(call: _Call, x: SpikeTrain) -> _Call:
     values = _steps(x).flatten(2)
     size = values.amax((0, 2))
     binary = ((values == 0) | (values == size[None, :, None])).all(2).all(0) & (size > 0)
-    factor = torch.where(binary, 1 / size.double(), 1.0)
+    factor = torch.where(binary, 1 / size.to(call.synops.dtype), 1.0)
     integer, largest = torch.where(binary, 1.0, call.integer), torch.where(binary, 1.0, call.largest)
     return replace(call, synops=call.synops * factor, integer=integer, largest=largest)

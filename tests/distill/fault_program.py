@@ -6,6 +6,7 @@ FOLDER/JOB.RANK.txt is what a process of a job printed, FOLDER/JOB.RANK.json wha
 exit statuses. The images are in FOLDER/photos.
 """
 
+import itertools
 import math
 import sys
 from pathlib import Path
@@ -16,14 +17,17 @@ import torch.nn.functional as F
 from PIL import Image
 from process_program import forked, note, rank
 from torch import nn
+from torch.utils.data import DataLoader
 from toy_runs import start, tiny
 
 from distill import DataConfig, TrainConfig, cli
 from distill.backward import once
 from distill.data import Preprocessing, load_data, train_loader
 from distill.data.files import ImageFile
+from distill.frontier import counted, student_rows
 from distill.loop import fit
 from distill.runs import RunFolder
+from models import create_snn
 from models.compiling import compilable, compile_kernels
 
 PRE = Preprocessing(input_size=(1, 4, 4), mean=(0.5,), std=(0.25,))
@@ -45,7 +49,7 @@ def data_of(folder: Path, **fields) -> DataConfig:
     return DataConfig(name="folder", root=str(folder.parent / "photos"), **fields)
 
 
-def counted() -> list[str]:
+def decoding() -> list[str]:
     """The images that are decoded from now on."""
     decoded: list[str] = []
     undecoded = ImageFile.undecoded
@@ -65,7 +69,7 @@ def kernel(values: torch.Tensor) -> torch.Tensor:
 def together(folder: Path) -> None:
     """Both processes leave out what either finds; then a loss that is no number, on the process of rank 1 alone."""
     accelerator = start(tiny(folder)).accelerator
-    decoded = counted()
+    decoded = decoding()
     splits = load_data(data_of(folder, on_corrupt="skip", in_memory=False), PRE)
     figures = {"decoded": len(decoded), "held_out": len(splits.eval), "skipped": splits.eval.skipped}
 
@@ -98,6 +102,26 @@ def together(folder: Path) -> None:
     note(folder, figures | {"error": error})
 
 
+def energies(folder: Path) -> None:
+    """Counting fails on the process of rank 1 alone, in its second batch; both go on, and count again."""
+    accelerator = start(tiny(folder)).accelerator
+    snn = create_snn("resnet18_cifar", 3, 2, 1, width=8).eval()
+    images = [(torch.full((1, 8, 8), float(i)), 0) for i in range(8)]
+    loader = accelerator.prepare(DataLoader(images, 2))
+    forward, calls = type(snn).forward, itertools.count()
+
+    def hiccup(network: nn.Module, batch: torch.Tensor) -> torch.Tensor:
+        if next(calls) == 1 and rank() == 1:
+            raise ValueError("out of luck")
+        return forward(network, batch)
+
+    type(snn).forward = hiccup
+    found = []
+    for _ in range(2):
+        found.append(len(counted(accelerator, lambda: student_rows(accelerator, loader, snn, {2: 50.0}))))
+    note(folder, {"rows": found})
+
+
 def apart(folder: Path) -> None:
     """The process of rank 1 cannot read an image that the other one can."""
     start(tiny(folder))
@@ -119,6 +143,7 @@ def main(folder: Path) -> None:
     torch.set_num_threads(1)
     make_photos(folder / "photos")
     forked(folder, "together", 2, together)
+    forked(folder, "energies", 2, energies)
     forked(folder, "apart", 2, apart)
 
 

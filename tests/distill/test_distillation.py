@@ -6,16 +6,19 @@ import math
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 from toy_runs import BATCH, EPOCHS, IMAGES, TEACHER, distil, equal, metrics_of, resolved, timeless, tiny, weights_of
 
 import models
 from distill import InitConfig, LossConfig, TeacherConfig
+from distill.checkpoints import Checkpoints
 from distill.data import Preprocessing
 from distill.runs import RunFolder
 from distill.students import make_student
 from distill.teachers import build_teacher
 from models.io import save_weights
 
+TAPS = ["layer1", "layer2", "layer3"]
 DIGITS = Preprocessing(input_size=(1, 8, 8), mean=(0.3,), std=(0.4,))
 
 
@@ -96,6 +99,44 @@ def test_the_frontier_has_accuracy_and_energy_of_every_network_at_every_t(finish
     assert 0 <= confidence["ece"] <= 1 and 0.1 <= confidence["mean"] <= 1 and confidence["bins"] == 15
     assert any("30 of the evaluation images" in text for text in summary["energy_assumptions"])
     assert "compute (%)" in (folder / "student" / "README.md").read_text()
+
+
+def test_energies_that_cannot_be_counted_are_left_out_and_nothing_else(finished, tmp_path, monkeypatch, capsys):
+    folder, _, _ = finished
+
+    def fails(*_, **__):
+        raise RuntimeError("no rule\nfor this layer")
+
+    monkeypatch.setattr("distill.frontier.spiking_costs", fails)
+    distil(tiny(tmp_path / "r", teacher=dict(weights=str(folder / "teacher")), train=dict(epochs=1, batch_size=BATCH)))
+    saved = json.loads((tmp_path / "r" / "summary.json").read_text())
+    assert saved["frontier"] == saved["energy_assumptions"] == []
+    assert list(saved["student_top1_by_timesteps"]) == ["1", "2"] and list(saved["hybrid_top1"]) == TAPS
+    assert saved["student_top1_by_timesteps"]["2"] == saved["student_top1"]
+    assert (
+        "energies could not be counted (RuntimeError: no rule for this layer): they are left" in capsys.readouterr().err
+    )
+    assert "compute" not in (tmp_path / "r" / "student" / "README.md").read_text()
+
+
+def test_what_was_trained_is_kept_where_its_figures_fail(finished, tmp_path, monkeypatch):
+    folder, _, _ = finished
+    config = tiny(tmp_path / "r", teacher=dict(weights=str(folder / "teacher")), train=dict(epochs=1, batch_size=BATCH))
+
+    def fails(*_, **__):
+        raise RuntimeError("no figures")
+
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="no figures"):
+        patch.setattr("distill.results.judge", fails)
+        distil(config)
+    found = Checkpoints(tmp_path / "r" / "checkpoints" / "student").newest().path
+    trained = load_file(found / "model.safetensors")
+    kept = weights_of(tmp_path / "r")
+    assert equal(kept, {n.removeprefix("student."): t for n, t in trained.items() if n.startswith("student.")})
+    assert sorted(path.name for path in (tmp_path / "r" / "hybrids").iterdir()) == TAPS
+    assert models.load_snn(tmp_path / "r" / "student").timesteps == 2
+    assert not (tmp_path / "r" / "summary.json").exists()
+    assert distil(config, resume=True)["student_top1"] >= 0 and equal(weights_of(tmp_path / "r"), kept)
 
 
 def test_metrics_have_each_epoch_of_both_parts_once(finished):

@@ -55,6 +55,15 @@ def test_the_images_of_a_bad_step_are_kept_of_all_processes(done):
         assert f"images {images} ({path} has all 6" in noted(done, rank)["error"]
 
 
+def test_energies_that_one_process_alone_cannot_count_are_left_out_on_all(done):
+    assert json.loads((done / "energies.json").read_text())["statuses"] == [0, 0], said(done, "energies", 1)
+    for rank in (0, 1):
+        assert json.loads((done / f"energies.{rank}.json").read_text())["rows"] == [0, 1]
+    assert "energies could not be counted (RuntimeError: on another process: ValueError: out" in said(
+        done, "energies", 0
+    )
+
+
 def test_an_image_that_one_process_alone_cannot_read_ends_all_with_one_error(done):
     assert json.loads((done / "apart.json").read_text())["statuses"] == [2, 2]
     errors = [said(done, "apart", rank).count("error: process 0 found 12 images to train on") for rank in (0, 1)]

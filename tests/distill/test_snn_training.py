@@ -56,6 +56,24 @@ def finished(tmp_path_factory):
     return folder, config, train(config)
 
 
+def test_what_was_trained_is_kept_where_energies_or_figures_fail(finished, tmp_path, monkeypatch, capsys):
+    folder, _, _ = finished
+
+    def fails(*_, **__):
+        raise RuntimeError("no rule for this layer")
+
+    monkeypatch.setattr("distill.frontier.spiking_costs", fails)
+    summary = train(config_of(tmp_path / "r"))
+    assert summary["frontier"] == [] and list(summary["student_top1_by_timesteps"]) == [1, 2]
+    assert "energies could not be counted (RuntimeError: no rule for this layer)" in capsys.readouterr().err
+    monkeypatch.setattr("distill.results.judge", fails)
+    with pytest.raises(RuntimeError, match="no rule"):
+        train(config_of(tmp_path / "s"))
+    for run_folder in (tmp_path / "r", tmp_path / "s"):
+        assert equal(weights_of(run_folder), weights_of(folder))
+    assert not (tmp_path / "s" / "summary.json").exists()
+
+
 def test_a_run_leaves_network_summary_and_metrics(finished):
     folder, config, summary = finished
     assert {path.name for path in folder.iterdir()} == {

@@ -1,0 +1,79 @@
+"""Where a device has no float64 nothing is widened to it; the device is played by a watch over all operations."""
+
+import pytest
+import torch
+from accelerate import Accelerator
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from toy_teachers import images_of, student_of, teacher_of
+
+import models
+from distill import HybridDistiller
+from distill.adapter_start import start_adapters
+from distill.energy import spiking_costs
+from distill.layouts import Layout, change_quadrants, quadrants_followed
+from distill.precision import widest_float
+
+
+class NoFloat64(TorchDispatchMode):
+    """Refuses what a device without float64 refuses: to make float64 of float32."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        output = func(*args, **(kwargs or {}))
+        given = {x.dtype for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)}
+        made = {x.dtype for x in tree_leaves(output) if isinstance(x, torch.Tensor)}
+        if torch.float64 in made and torch.float32 in given:
+            raise TypeError(f"no float64 here: {func}")
+        return output
+
+
+@pytest.fixture
+def on_mps(monkeypatch):
+    for name in ("energy.spiking", "adapter_start", "layouts"):
+        monkeypatch.setattr(f"distill.{name}.widest_float", lambda device: widest_float(torch.device("mps")))
+
+
+def test_the_widest_type_is_the_devices():
+    found = {name: widest_float(torch.device(name)) for name in ("cpu", "cuda", "mps")}
+    assert found == {"cpu": torch.float64, "cuda": torch.float64, "mps": torch.float32}
+
+
+def counts():
+    torch.manual_seed(3)
+    snn = models.create_snn("resnet18_cifar", num_classes=3, timesteps=3, in_chans=1, width=8)
+    images = torch.rand(4, 1, 8, 8)
+    snn.train()(images)
+    return spiking_costs(Accelerator(cpu=True), [(images, torch.zeros(4, dtype=torch.long))], snn.eval())
+
+
+def test_spikes_are_counted_without_float64(request):
+    wide = counts()
+    with NoFloat64(), pytest.raises(TypeError, match="no float64"):
+        counts()
+    request.getfixturevalue("on_mps")
+    with NoFloat64():
+        assert counts() == wide  # whole numbers below 2^24
+
+
+def explained():
+    torch.manual_seed(3)
+    teacher = teacher_of("resnet18")
+    distiller = HybridDistiller(teacher, student_of(teacher), images=images_of())
+    return start_adapters(distiller.train(), ["layer1"], [images_of(count=6)])
+
+
+def test_adapters_start_without_float64(request):
+    wide = explained()
+    with NoFloat64(), pytest.raises(TypeError, match="no float64"):
+        explained()
+    request.getfixturevalue("on_mps")
+    with NoFloat64():
+        assert explained() == pytest.approx(wide, abs=1e-3)
+
+
+def test_layouts_are_guessed_without_float64(on_mps):
+    image = torch.randn(1, 3, 16, 16)
+    maps = change_quadrants(image)
+    with NoFloat64():
+        times, own = quadrants_followed(Layout(), maps, (16, 16))
+    assert times > 1e6 and own == 1.0  # each place of an image follows its own quadrant, and no other at all
