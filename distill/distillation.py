@@ -269,7 +269,7 @@ class _Training:
             "student_agreement": last["student_agreement"],
             "schedule": self.config.schedule.name,
             **student_results(accelerator, self.loader, student, self.by_timesteps, rows, seconds, images),
-            **last_last_backward_figures(lines),
+            **last_backward_figures(lines),
         }
 
 
