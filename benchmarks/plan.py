@@ -17,7 +17,8 @@ from benchmarks import machine
 GROUPS = ("speed", "headline", "memory", "growth")
 PRECISIONS = ("fp32", "bf16", "fp16", "fp64")
 ALGORITHMS = ("rate_m", "rate_s", "bptt", "ottt", "sltt", "dsr")
-"""Ours, equal to `models.ALGORITHMS`, which cannot be imported here without PyTorch."""
+"""Ours, equal to `models.ALGORITHMS` but for those of feedback networks, which train no other; it cannot be imported
+here without PyTorch."""
 PEERS = (("authors", "rate_m"), ("authors", "bptt"), ("spikingjelly", "bptt"))
 FORMATS = ("contiguous", "channels_last")
 SMALL, LARGE = 16, 64

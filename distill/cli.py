@@ -19,13 +19,20 @@ from distill.data.faults import LoaderProcessDied, loader_errors_explained
 from distill.interruption import INTERRUPTION, Preempted, follow_launcher
 from distill.processes import first_to_fail
 from distill.steps import NonFiniteLossError
-from models import UnsupportedOperationError
+from models import NonContractingLoopError, UnsupportedOperationError
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
 C = TypeVar("C")
 
-USER_ERRORS = (ValueError, OSError, UnsupportedOperationError, NonFiniteLossError, LoaderProcessDied)
+USER_ERRORS = (
+    ValueError,
+    OSError,
+    UnsupportedOperationError,
+    NonFiniteLossError,
+    NonContractingLoopError,
+    LoaderProcessDied,
+)
 """What a user's mistake raises, or a machine too small; without the traceback unless SPIKESWAP_TRACEBACK is set."""
 
 

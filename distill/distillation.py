@@ -39,11 +39,18 @@ from distill.network_config import InitConfig
 from distill.optimizers import make_optimizer
 from distill.preparation import unwrap
 from distill.random_numbers import repeatable
-from distill.results import image_extra, other_timesteps, save_student, student_results, write_results
+from distill.results import (
+    image_extra,
+    last_backward_figures,
+    other_timesteps,
+    save_student,
+    student_results,
+    write_results,
+)
 from distill.runs import stages_begun
 from distill.schedules import Stage, end_stages, hybrid_backward, prepare_stage, stages_of
 from distill.session import Session
-from distill.students import calibration_batches, make_student, probe_images
+from distill.students import calibration_batches, check_precision, make_student, probe_images
 from distill.teacher_training import train_teacher
 from distill.teachers import build_teacher, check_accuracy, check_classes, has_weights, teacher_preprocessing
 from models import SpikingNetwork, check_saveable
@@ -59,6 +66,7 @@ def run(config: DistillConfig, session: Session, resume: bool) -> dict[str, Any]
     """
     started = time.perf_counter()
     accelerator, seed, workers = session.accelerator, config.run.seed, config.data.workers
+    check_precision(config.student, accelerator.mixed_precision)
     preprocessing = teacher_preprocessing(config.teacher)
     data = load_data(config.data, preprocessing, seed, config.student.timesteps)
     log.info("%d images to train on, %d to evaluate on, %d classes", len(data.train), len(data.eval), len(data.classes))
@@ -261,6 +269,7 @@ class _Training:
             "student_agreement": last["student_agreement"],
             "schedule": self.config.schedule.name,
             **student_results(accelerator, self.loader, student, self.by_timesteps, rows, seconds, images),
+            **last_backward_figures(lines),
         }
 
 

@@ -16,6 +16,9 @@ from distill.saved_state import SavedState
 
 log = logging.getLogger(__name__)
 
+BACKWARD = "backward/"
+"""How the names begin under which metrics.jsonl has what networks say of their backward passes."""
+
 
 class EpochLog:
     """Of one training.
@@ -46,6 +49,7 @@ class EpochLog:
         accelerator, epoch = self._accelerator, progress.epochs + 1
         images = accelerator.reduce(torch.tensor(float(progress.images), device=accelerator.device), "sum")
         rates = {n.removeprefix("student."): r for n, r in progress.rates.over_all(accelerator).items()}
+        backward = {n.replace("/student.", "/", 1): v for n, v in progress.backward.over_all(accelerator).items()}
         metrics = {
             "stage": self._stage,
             "epoch": epoch,
@@ -54,6 +58,7 @@ class EpochLog:
             **{f"loss/{name}": value for name, value in progress.losses.over_all(accelerator).items()},
             **evaluation,
             **{f"firing_rate/{name}": value for name, value in rates.items()},
+            **{f"{BACKWARD}{name}": value for name, value in backward.items()},
             **({"skipped_steps": progress.skipped} if progress.skipped else {}),
             "images": int(images.item()),
             "train_seconds": progress.seconds,

@@ -187,20 +187,29 @@ class HybridDistiller(nn.Module):
         """Channels of the student's module at each tap, from one image."""
         rates: dict[str, Tensor] = {}
         calls: list[str] = []
+        kinds: dict[str, str | None] = {}
         pairs = []
         for tap, name in self.student_taps.items():
             try:
                 module = self.student.get_submodule(name)
-                pairs += [(module, _keep(rates, tap)), (module, lambda *_, tap=tap: calls.append(tap))]
+                look = lambda *args, tap=tap: kinds.update({tap: getattr(args[-1], "kind", None)})  # noqa: E731
+                pairs += [(module, _keep(rates, tap)), (module, look), (module, lambda *_, tap=tap: calls.append(tap))]
             except AttributeError:
                 allowed = [child for child, _ in self.student.named_children()]
                 raise ValueError(f"tap {tap!r}: the student has no module {name!r}; it has {allowed}") from None
-        with probing(self.student, timesteps=1), hooks(pairs):
+        with probing(self.student, timesteps=2), hooks(pairs):  # the feedback of a loop runs from the second step on
             classes = self.student(images[:1]).shape[1]
             wanted = self.teacher(images[:1]).shape[1]
         if classes != wanted:
             raise ValueError(f"the student knows {classes} classes, the teacher {wanted}")
         for tap, name in self.student_taps.items():
+            if kinds.get(tap) == "plain_step":
+                loop = name.partition(".")[0]
+                raise ValueError(
+                    f"tap {tap!r}: the student's module {name!r} is inside of a feedback loop, {loop!r}, which runs a "
+                    "time step at a time without a graph: only what the loop as a whole gives has a rate that can be "
+                    f"trained. Name {loop!r} itself, or a module in front of it"
+                )
             if calls.count(tap) > 1:
                 raise ValueError(f"tap {tap!r}: the student's module {name!r} fires more than once in a forward pass")
             if tap not in rates or rates[tap].ndim != 4:

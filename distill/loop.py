@@ -27,7 +27,7 @@ from distill.data.loaders import skip_batches
 from distill.ema import WeightAverage
 from distill.epoch_log import EpochLog
 from distill.interruption import INTERRUPTION, Preempted
-from distill.meters import Progress, recorded_rates
+from distill.meters import Progress, backward_figures, recorded_rates
 from distill.mixing import Mixing
 from distill.optimizers import warmup_cosine
 from distill.preparation import channels_last, prepare_training
@@ -36,7 +36,7 @@ from distill.random_numbers import repeatable
 from distill.runs import RunFolder
 from distill.saved_state import SavedState
 from distill.steps import NonFiniteLossError, StepGuard
-from models import synchronised_batch_norm
+from models import NonContractingLoopError, synchronised_batch_norm
 
 log = logging.getLogger(__name__)
 
@@ -104,6 +104,7 @@ def fit(
             processes.
         NonFiniteLossError: after more than `config.max_skipped_steps` bad steps in a row; names the parts of the loss
             and the images. A checkpoint is written.
+        NonContractingLoopError: names the step; the checkpoints are those written before it.
         Preempted: at SIGTERM, after a checkpoint was written within the step.
     """
     return _Fit(
@@ -243,8 +244,11 @@ class _Fit:
             recording as rates,
         ):
             guard.before_pass()
-            parts = self.backward(accelerator, self.model, images, labels, step)
-            guard.after_pass(parts, len(labels), rates)
+            try:
+                parts = self.backward(accelerator, self.model, images, labels, step)
+            except NonContractingLoopError as error:
+                raise self._without_equilibrium(error, step) from error
+            guard.after_pass(parts, len(labels), rates, backward_figures(self.network))
             if accelerator.sync_gradients:
                 norm = None
                 if self.config.clip is not None:
@@ -280,6 +284,14 @@ class _Fit:
             f"the loss or its gradient is no finite number {found}, {progress.skipped_in_a_row} times in a row; "
             f"{samples}. {kept}; lower train.lr ({config.lr}) or set train.clip (now {config.clip}), and continue "
             "with --resume --allow-changed train.lr"
+        )
+
+    def _without_equilibrium(self, error: NonContractingLoopError, step: int) -> NonContractingLoopError:
+        """No checkpoint is written: the weights that made it so are no good ones."""
+        return NonContractingLoopError(
+            f"{error}. It happened in step {step + 1} (epoch {self.progress.epochs + 1}) of the {self.stage}; "
+            f"{self.state.kept()}; continue with --resume --allow-changed and the name of what is changed (train.lr, "
+            "student.feedback.bound)"
         )
 
     def _between_steps(self) -> None:

@@ -1,4 +1,5 @@
-"""What is counted while an epoch trains: parts of the loss and firing rates. It travels in checkpoints, as JSON."""
+"""What is counted while an epoch trains: parts of the loss, firing rates, and what networks say of their backward
+passes. It travels in checkpoints, as JSON."""
 
 from __future__ import annotations
 
@@ -62,6 +63,8 @@ class Progress:
     """Steps that the average of the weights has seen."""
     losses: Means = field(default_factory=Means)
     rates: Means = field(default_factory=Means)
+    backward: Means = field(default_factory=Means)
+    """What `backward_figures` found."""
 
     def next_epoch(self) -> Progress:
         """The progress between this epoch and the next."""
@@ -70,16 +73,35 @@ class Progress:
     def plain(self) -> dict[str, Any]:
         """The same in JSON types."""
         numbers = {n: v for n, v in vars(self).items() if not isinstance(v, Means)}
-        return numbers | {"losses": self.losses.plain(), "rates": self.rates.plain()}
+        return numbers | {n: getattr(self, n).plain() for n in _MEANS}
 
     @staticmethod
     def of_plain(values: dict[str, Any]) -> Progress:
-        return Progress(**values | {name: Means(**values[name]) for name in ("losses", "rates")})
+        # a checkpoint of an older version has no figures of backward passes
+        return Progress(**values | {name: Means(**values.get(name, {})) for name in _MEANS})
+
+
+_MEANS = ("losses", "rates", "backward")
 
 
 def neuron_layers(network: nn.Module) -> dict[str, nn.Module]:
     """The layers of neurons by module name."""
     return {name: m for name, m in network.named_modules() if isinstance(m, (SpikingNeuron, DSRNeuron))}
+
+
+def backward_figures(network: nn.Module) -> dict[str, Tensor]:
+    """What the modules of a network want logged of the backward pass just made, by names as "residual/MODULE".
+
+    A module that has something to say has a method `take_backward_figures`, which gives scalars by name once, "KIND" or
+    "KIND/PART" for a part of it (`models.FeedbackLoop`).
+    """
+    found = {}
+    for path, module in network.named_modules():
+        if callable(take := getattr(module, "take_backward_figures", None)):
+            for name, value in take().items():
+                kind, _, part = name.partition("/")
+                found[f"{kind}/{'.'.join(filter(None, (path, part)))}"] = value
+    return found
 
 
 @contextlib.contextmanager

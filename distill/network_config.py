@@ -9,6 +9,8 @@ from distill.checks import check
 from models import ALGORITHMS, TWIN_ALGORITHMS, list_snns
 from models.dsr import DSRConfig
 from models.dynamics import NeuronConfig
+from models.feedback import FEEDBACK_ALGORITHMS, FeedbackConfig
+from models.registry import FEEDBACK_NETWORKS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +73,9 @@ class StudentConfig:
     """The neurons' constants."""
     dsr: DSRConfig = field(default_factory=DSRConfig)
     """The neurons of the algorithm dsr, in place of those above."""
+    feedback: FeedbackConfig = field(default_factory=FeedbackConfig)
+    """The loop of a feedback network and its backward pass. The papers' neurons are neuron.leak 1, neuron.threshold 2.
+    """
     encoder: Literal["direct", "poisson"] = "direct"
     """direct: the same image at each step; poisson: spikes, as likely as a pixel is bright, drawn anew at each step."""
     init: Literal["teacher", "calibrated", "scratch"] = "teacher"
@@ -80,7 +85,9 @@ class StudentConfig:
     algorithm: str = "rate_m"
     """The gradient: rate_m (rate-based, all steps at once), rate_s (rate-based, a step at a time, in memory that does
     not grow with T), bptt (through time); for the networks of models.list_snns() also ottt and sltt (forward in time,
-    a backward pass each step; not in distillation) and dsr (spike representation, with neurons of its own)."""
+    a backward pass each step; not in distillation) and dsr (spike representation, with neurons of its own); for the
+    feedback networks among them, and for no other, ide (implicit differentiation on the equilibrium of firing rates)
+    and spide (the same by backward spikes)."""
     gates: Literal["refuse", "keep"] = "refuse"
     """Gates such as squeeze-and-excitation: refuse them, or keep them analogue, computed on the rate."""
 
@@ -95,6 +102,15 @@ class StudentConfig:
             check(self.width is None, "width", self.width, "none for a twin, which is as wide as its analogue network")
         else:
             check(self.init != "calibrated", "init", self.init, f"teacher or scratch for {self.name}, which is no twin")
+        feedback = self.name in FEEDBACK_NETWORKS
+        of_network = tuple(name for name in ALGORITHMS if (name in FEEDBACK_ALGORITHMS) == feedback)
+        allowed = f"one of {of_network} for {self.name}, which has {'a' if feedback else 'no'} feedback loop"
+        check(self.algorithm in of_network, "algorithm", self.algorithm, allowed)
+        if feedback:
+            why = f"for {self.name}: the averages of its neurons have to settle"
+            check(self.neuron.reset == "soft", "neuron.reset", self.neuron.reset, f"soft {why}")
+            learnable = self.neuron.learnable_leak
+            check(not learnable, "neuron.learnable_leak", learnable, f"false {why}")
         check(self.width is None or self.width >= 1, "width", self.width, "at least 1, or none")
         unknowable = "refuse with rate_s, which at the first step does not know the rate of all steps that a gate needs"
         check(self.gates != "keep" or self.algorithm != "rate_s", "gates", self.gates, unknowable)

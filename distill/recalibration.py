@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from distill.hybrid_network import Hybrid
 from distill.preparation import channels_last
 from models import SpikingNetwork
+from models.feedback import AverageNorm
 
 
 @contextlib.contextmanager
@@ -21,8 +22,10 @@ def recalibrated(
 ) -> Iterator[int]:
     """In here the batch norms have the statistics of these images at the network's T; its own come back after it.
 
-    Yields the number of images. Running means and variances are the means over all batches, each with equal weight: no
-    momentum. Of a hybrid they are those of the spiking blocks and of the adapter; the frozen teacher's stay.
+    Yields the number of images. Running means and variances are the means over all batches, each with equal weight. Of
+    a hybrid they are those of the spiking blocks and of the adapter; the frozen teacher's stay. Inside of a feedback
+    loop steps are normalised with the statistics so far, as in its training (`models.feedback.AverageNorm`): in the
+    first batch with those that the network has.
 
     Args:
         network: in evaluation mode.
@@ -52,16 +55,21 @@ def _estimate(
     batches: Iterable[Tensor],
 ) -> int:
     count = 0
+    spiking: Any = network.student if isinstance(network, Hybrid) else network
     for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # PyTorch's way to say: the mean over all batches
-        norm.training = True  # alone: the network stays in evaluation mode, so without a graph
+        norm.training = True  # alone: all other modules stay in evaluation mode
+    # norms of a feedback loop learn the statistics of averages, which passes of training alone are made of: the network
+    # itself chooses the pass by its own mode
+    spiking.training = any(isinstance(norm, AverageNorm) for norm in norms)
     try:
-        for images in batches:
+        for number, images in enumerate(batches, 1):
+            for norm in norms:
+                norm.momentum = 1 / number  # the mean over all batches so far: the first replaces what was there
             with accelerator.autocast():
                 logits = network(channels_last(images))
             count += len(logits)
     finally:
+        spiking.training = False
         for norm in norms:
             norm.training = False
     return count

@@ -20,6 +20,8 @@ GRADIENTS = {
     "ottt": "online training through time (Xiao et al., NeurIPS 2022)",
     "sltt": "spatial learning through time (Meng et al., ICCV 2023)",
     "dsr": "differentiation on spike representation (Meng et al., CVPR 2022)",
+    "ide": "implicit differentiation on the equilibrium (Xiao et al., NeurIPS 2021)",
+    "spide": "implicit differentiation on the equilibrium by backward spikes (Xiao et al., Neural Networks 2023)",
 }
 """What each algorithm of `models.ALGORITHMS` is called, and where it comes from."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 from distill.data import DataConfig, Preprocessing, Splits
 from distill.data.event_config import is_events
 from distill.energy import assumptions
+from distill.epoch_log import BACKWARD
 from distill.frontier import ENERGY_IMAGES, STUDENT, Row
 from distill.judgement import BINS, judge
 from distill.random_numbers import repeatable
@@ -62,6 +63,20 @@ def student_results(
         "images_per_second": images / max(train_seconds, 1e-9),
         "versions": versions(),
     }
+
+
+def last_backward_figures(metrics: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """The entry "backward" of summary.json: what networks said of their backward passes in the last epoch of which
+    they said something; no entry where they never did.
+
+    Args:
+        metrics: the lines of a training, in their order.
+    """
+    last: dict[str, float] = {}
+    for line in metrics:
+        found = {name.removeprefix(BACKWARD): v for name, v in line.items() if name.startswith(BACKWARD)}
+        last = found or last
+    return {"backward": last} if last else {}
 
 
 def other_timesteps(data: DataConfig, timesteps: list[int]) -> list[int]:

@@ -106,7 +106,7 @@ def prepare_stage(distiller: HybridDistiller, stage: Stage, images: Tensor, free
         tap = distiller.student_taps[done[-1]]
         for name in trained_until(student, tap, images):
             parameters[name].requires_grad_(False)
-        with probing(student, timesteps=1):
+        with probing(student, timesteps=2):  # the feedback of a loop runs from the second step on
             ran = Calls(student, tap, lambda: student(images[:1])).began_before
         parts = tap.split(".")
         around = {".".join(parts[:end]) for end in range(len(parts))}  # what holds the tap goes on behind it

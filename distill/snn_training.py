@@ -34,11 +34,11 @@ from distill.network_config import InitConfig
 from distill.optimizers import make_optimizer
 from distill.preparation import unwrap
 from distill.random_numbers import repeatable
-from distill.results import other_timesteps, save_student, student_results, write_results
+from distill.results import last_backward_figures, other_timesteps, save_student, student_results, write_results
 from distill.runs import stages_begun
 from distill.session import Session
 from distill.snn_losses import SnnLossConfig, snn_losses
-from distill.students import calibration_batches, make_student, probe_images
+from distill.students import calibration_batches, check_precision, make_student, probe_images
 from distill.teachers import build_teacher, teacher_preprocessing
 from models import ONLINE, SpikingNetwork, check_saveable
 from models.network import probing
@@ -57,6 +57,7 @@ def run(config: SnnTrainingConfig, session: Session, resume: bool) -> dict[str, 
     preprocessing = teacher_preprocessing(config.ann, "ann")
     data = load_data(config.data, preprocessing, seed, config.student.timesteps)
     log.info("%d images to train on, %d to evaluate on, %d classes", len(data.train), len(data.eval), len(data.classes))
+    check_precision(config.student, accelerator.mixed_precision)
     images = probe_images(data, accelerator.device)
     goes_on = resume and "student" in stages_begun(config.run)  # then its weights count, not those of another run
     make = functools.partial(_make, config, len(data.classes), images, preprocessing, None if goes_on else config.init)
@@ -94,6 +95,7 @@ def run(config: SnnTrainingConfig, session: Session, resume: bool) -> dict[str, 
     sample = prepare_loader(accelerator, sample_loader(data.eval, ENERGY_IMAGES, config.train.batch_size))
     rows = counted(accelerator, lambda: student_rows(accelerator, sample, student, found))
     summary = student_results(accelerator, loader, student, found, in_order(rows, []), result.seconds, result.images)
+    summary |= last_backward_figures(session.folder.metrics())
     summary["skipped_images"] = list(skipped_images(accelerator, data.train, data.eval))
     summary["seconds"] = earlier + time.perf_counter() - started
     if accelerator.is_main_process:

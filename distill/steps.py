@@ -27,7 +27,7 @@ class StepGuard:
         self._accelerator, self._model = accelerator, model
         self._buffers = list(model.buffers())
         self._before = [buffer.clone() for buffer in self._buffers]
-        self._pending: list[tuple[Mapping[str, Tensor], int, Mapping[str, Tensor]]] = []
+        self._pending: list[tuple[Mapping[str, Tensor], int, Mapping[str, Tensor], Mapping[str, Tensor]]] = []
         self._last: list[Mapping[str, Tensor]] = []
 
     def before_pass(self) -> None:
@@ -37,9 +37,16 @@ class StepGuard:
                 for kept, buffer in zip(self._before, self._buffers, strict=True):
                     kept.copy_(buffer)
 
-    def after_pass(self, parts: Mapping[str, Tensor], images: int, rates: Mapping[str, Tensor]) -> None:
-        """Takes the parts of the loss of a batch of so many images, and the firing rates if they were looked at."""
-        self._pending.append((parts, images, rates))
+    def after_pass(
+        self,
+        parts: Mapping[str, Tensor],
+        images: int,
+        rates: Mapping[str, Tensor],
+        backward: Mapping[str, Tensor],
+    ) -> None:
+        """Takes the parts of the loss of a batch of so many images, the firing rates if they were looked at, and what
+        was said of the backward pass."""
+        self._pending.append((parts, images, rates, backward))
 
     def finite(self, norm: Tensor | None) -> bool:
         """Whether the step's losses and gradients are numbers, on this process. Waits for the device.
@@ -49,7 +56,7 @@ class StepGuard:
         Args:
             norm: of all gradients together, where clipping has found it already.
         """
-        total = torch.stack([parts["total"].detach().float() for parts, _, _ in self._pending]).sum()
+        total = torch.stack([parts["total"].detach().float() for parts, *_ in self._pending]).sum()
         if self._accelerator.scaler is None:
             if norm is None:
                 grads = [p.grad for p in self._model.parameters() if p.grad is not None]
@@ -59,9 +66,10 @@ class StepGuard:
 
     def keep(self, progress: Progress) -> None:
         """The step was good: what it counted counts."""
-        for parts, images, rates in self._pending:
+        for parts, images, rates, backward in self._pending:
             progress.losses.add(parts, images)
             progress.rates.add(rates, images)
+            progress.backward.add(backward, images)
         progress.skipped_in_a_row = 0
         self._pending.clear()
 
@@ -72,7 +80,7 @@ class StepGuard:
                 buffer.copy_(kept)
         progress.skipped += 1
         progress.skipped_in_a_row += 1
-        self._last = [parts for parts, _, _ in self._pending]
+        self._last = [parts for parts, *_ in self._pending]
         self._pending.clear()
 
     def parts(self) -> str:

@@ -15,6 +15,7 @@ from distill.data.event_frames import summed
 from distill.network_config import InitConfig, StudentConfig
 from models import PoissonEncoder, SpikingNetwork, calibrate, copy_weights, create_snn, load_weights, spiking_twin
 from models.io import WEIGHTS
+from models.registry import FEEDBACK_NETWORKS
 
 log = logging.getLogger(__name__)
 
@@ -66,6 +67,7 @@ def make_student(
             config.width,
             encoder,
             config.dsr,
+            config.feedback,
         ).to(images.device)
         if ann is not None and config.init == "teacher":
             copied = copy_weights(ann, snn)
@@ -77,6 +79,23 @@ def make_student(
         error = sum(layer.error for layer in layers) / len(layers)
         log.info("calibrated %d layers; their rates miss %.1f %% of the activations", len(layers), 100 * error)
     return snn
+
+
+def check_precision(config: StudentConfig, precision: str) -> None:
+    """
+    Args:
+        precision: "no", "bf16" or "fp16", the run's or the launcher's.
+
+    Raises:
+        ValueError: for float16 and a feedback network: the factor that keeps the loss's gradient in the range of
+            float16 would multiply what backward spikes are made of, and its overflow looks like a loop that does not
+            contract.
+    """
+    if config.name in FEEDBACK_NETWORKS and precision == "fp16":
+        raise ValueError(
+            f"run.mixed_precision (or what accelerate launch was told): must be no or bf16 with {config.name}, found "
+            "'fp16', whose factor of the loss would multiply what its backward pass is made of"
+        )
 
 
 def _load_from_run(snn: SpikingNetwork, run: Path) -> None:

@@ -6,6 +6,7 @@ from models.compiling import compile_kernels
 from models.dsr import DSRConfig, DSRNeuron
 from models.dynamics import NeuronConfig
 from models.encoding import PoissonEncoder
+from models.feedback import FEEDBACK_ALGORITHMS, FeedbackConfig, FeedbackLoop, NonContractingLoopError, SolverReport
 from models.io import check_saveable, load_snn, load_weights, save_snn
 from models.network import ALGORITHMS, PER_STEP, TWIN_ALGORITHMS, SpikingNetwork, set_algorithm
 from models.neuron import SpikingNeuron
@@ -20,16 +21,21 @@ from models.twin import spiking_twin
 
 __all__ = [
     "ALGORITHMS",
+    "FEEDBACK_ALGORITHMS",
     "ONLINE",
     "PER_STEP",
     "TWIN_ALGORITHMS",
     "Calibration",
     "DSRConfig",
     "DSRNeuron",
+    "FeedbackConfig",
+    "FeedbackLoop",
     "NeuronConfig",
+    "NonContractingLoopError",
     "PoissonEncoder",
     "Prediction",
     "Preprocessing",
+    "SolverReport",
     "SpikeTrain",
     "SpikingNetwork",
     "SpikingNeuron",

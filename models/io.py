@@ -19,6 +19,7 @@ from models.card import CARD
 from models.dsr import DSRConfig, DSRNeuron
 from models.dynamics import NeuronConfig
 from models.encoding import PoissonEncoder
+from models.feedback import FeedbackConfig
 from models.hub import CONFIG, WEIGHTS, Download, local_folder, saved_network
 from models.network import SpikingNetwork
 from models.registry import create_snn
@@ -195,7 +196,10 @@ def build_snn(spec: dict[str, Any]) -> SpikingNetwork:
     if spec["kind"] == "network":
         arguments = {name: spec[name] for name in ("name", "num_classes", "timesteps", "in_chans", "algorithm")}
         dsr = DSRConfig(**spec.get("dsr", {}))
-        return create_snn(**arguments, neuron=neuron, width=spec.get("width"), encoder=encoder, dsr=dsr)
+        feedback = FeedbackConfig(**spec["feedback"]) if spec.get("feedback") else None
+        return create_snn(
+            **arguments, neuron=neuron, width=spec.get("width"), encoder=encoder, dsr=dsr, feedback=feedback
+        )
     twin = {name: spec[name] for name in ("timesteps", "algorithm", "gates")}
     size = tuple(spec["input_size"])
     return spiking_twin(ann_of_file(spec["ann"]), **twin, neuron=neuron, input_size=size, encoder=encoder)

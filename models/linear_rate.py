@@ -33,7 +33,8 @@ class ConvRate(Function):
     Args:
         rate: (B, C_in, ...). weight: (C_out, C_in/groups, ...). bias: (C_out,) or None.
         value: mean over time of the convolved stream, (B, C_out, ...).
-        geometry: stride, padding, dilation (a list of ints each) and groups.
+        geometry: stride, padding, dilation (a list of ints each), groups, and of a transposed convolution its output
+            padding, else None.
         counts: the rate, where it is known as a number of spikes, or None.
     """
 
@@ -47,7 +48,7 @@ class ConvRate(Function):
     @once_differentiable
     def backward(ctx, grad):
         rate, weight = _saved(ctx)
-        stride, padding, dilation, groups = ctx.geometry
+        stride, padding, dilation, groups, output_padding = ctx.geometry
         # under autocast the stream was convolved in the type of `grad`: so is the backward pass
         grads = torch.ops.aten.convolution_backward(
             grad,
@@ -57,8 +58,8 @@ class ConvRate(Function):
             stride,
             padding,
             dilation,
-            False,
-            [0] * len(stride),
+            output_padding is not None,
+            output_padding or [0] * len(stride),
             groups,
             list(ctx.needs_input_grad[:3]),
         )

@@ -21,6 +21,7 @@ from models.checkpointing import check_checkpointing, checkpointing
 from models.compiling import uncompiled
 from models.dsr import DSRNeuron
 from models.encoding import PoissonEncoder
+from models.feedback import FEEDBACK_ALGORITHMS, FeedbackLoop
 from models.hub import OnHub
 from models.inference import Inference
 from models.online import ONLINE, reset_online_nodes, use_online_nodes
@@ -28,14 +29,19 @@ from models.spiketrain import Pass, SpikeTrain, UnsupportedOperationError
 from models.tape import Tape
 from models.traversal import Reached, counting_no_batch, path_in_traceback, random_numbers
 
-ALGORITHMS = ("rate_m", "rate_s", "bptt", "ottt", "sltt", "dsr")
+ALGORITHMS = ("rate_m", "rate_s", "bptt", "ottt", "sltt", "dsr", *FEEDBACK_ALGORITHMS)
 """The gradient in training. rate_m: rate-based backpropagation, all steps at once; rate_s: the same a step at a time,
 in memory that does not grow with T; bptt: surrogate gradients through time; ottt, sltt: forward in time, a backward
-pass each step (`models.online`); dsr: differentiation on spike representation, with neurons of its own (`models.dsr`).
+pass each step (`models.online`); dsr: differentiation on spike representation, with neurons of its own (`models.dsr`);
+ide, spide: of feedback networks, implicit differentiation on their equilibrium, spide by backward spikes
+(`models.feedback`).
 """
 
 TWIN_ALGORITHMS = ("rate_m", "rate_s", "bptt")
 """Those that train a spiking twin; the others serve the networks of the papers."""
+
+RATE_PASS = ("rate_m", *FEEDBACK_ALGORITHMS)
+"""The algorithms that train on spike trains with a rate, all steps in one pass."""
 
 PER_STEP = ("bptt", "ottt", "sltt")
 """The algorithms whose logits of each step have a gradient of their own."""
@@ -107,7 +113,7 @@ class SpikingNetwork(Inference, OnHub, nn.Module, StepModule):
         )
         if self.training and self.algorithm == "rate_s":
             return self._step_by_step(images).rate
-        kind: Pass = ("rate" if self.algorithm == "rate_m" else "graph") if self.training else "plain"
+        kind: Pass = ("rate" if self.algorithm in RATE_PASS else "graph") if self.training else "plain"
         if images.ndim == 4:
             output = self._traverse(SpikeTrain.constant(images, self.timesteps, kind))
         else:
@@ -237,7 +243,8 @@ def set_algorithm(snn: nn.Module, algorithm: str) -> nn.Module:
 
     Raises:
         ValueError: if `algorithm` is not one of `ALGORITHMS`, or the network is not made for it: dsr has neurons of its
-            own, and a twin trains with rate_m, rate_s or bptt.
+            own, a twin trains with rate_m, rate_s or bptt, and feedback networks with ide and spide, which train no
+            other.
         TypeError: if `snn` is not a spiking network.
     """
     if not isinstance(snn, SpikingNetwork):
@@ -251,6 +258,13 @@ def set_algorithm(snn: nn.Module, algorithm: str) -> nn.Module:
     has_dsr = any(isinstance(module, DSRNeuron) for module in snn.modules())
     if has_dsr != (algorithm == "dsr"):
         raise ValueError(f"dsr has neurons of its own: make the network with algorithm={algorithm!r} from the start")
+    loops = [module for module in snn.modules() if isinstance(module, FeedbackLoop)]
+    if bool(loops) != (algorithm in FEEDBACK_ALGORITHMS):
+        allowed = FEEDBACK_ALGORITHMS if loops else tuple(a for a in ALGORITHMS if a not in FEEDBACK_ALGORITHMS)
+        what = f"has {'a' if loops else 'no'} feedback loop"
+        raise ValueError(f"{type(snn).__name__} {what}: algorithm must be one of {allowed}, found {algorithm!r}")
+    for loop in loops:
+        loop.algorithm = algorithm
     if snn._checkpoints_blocks:
         check_checkpointing(snn, algorithm)
     use_online_nodes(snn, algorithm)

@@ -110,3 +110,10 @@ def sums_over_ranks(sums: Sequence[Tensor], group: ProcessGroup) -> list[Tensor]
     dist.all_reduce(packed, group=group)
     pieces = packed.split([x.numel() for x in sums])
     return [piece.view(x.shape) for piece, x in zip(pieces, sums, strict=True)]
+
+
+def largest_over_ranks(value: Tensor) -> Tensor:
+    """The largest of the numbers that the processes hold, in place; a single process keeps its own."""
+    if group_of_several(None) is not None:
+        dist.all_reduce(value, dist.ReduceOp.MAX)
+    return value

@@ -11,6 +11,8 @@ from torch import nn
 from models.dsr import DSRConfig, DSRNeuron
 from models.dynamics import NeuronConfig
 from models.encoding import PoissonEncoder
+from models.feedback import FEEDBACK_ALGORITHMS, FEEDBACK_NEURON, FeedbackConfig
+from models.feedback_networks import feedback_alexnet, feedback_cifarnet, feedback_convnet
 from models.network import SpikingNetwork, as_spiking
 from models.neuron import SpikingNeuron
 from models.preact_resnet import preact_resnet34
@@ -29,10 +31,15 @@ _NETWORKS: dict[str, Builder] = {
     )
 }
 
+FEEDBACK_NETWORKS: dict[str, Callable[..., nn.Module]] = {
+    builder.__name__: builder for builder in (feedback_convnet, feedback_alexnet, feedback_cifarnet)
+}
+"""Those with a feedback loop; a builder takes its settings, too."""
+
 
 def list_snns() -> list[str]:
     """The names that `create_snn` takes."""
-    return sorted(_NETWORKS)
+    return sorted([*_NETWORKS, *FEEDBACK_NETWORKS])
 
 
 def create_snn(
@@ -45,6 +52,7 @@ def create_snn(
     width: int | None = None,
     encoder: PoissonEncoder | None = None,
     dsr: DSRConfig | None = None,
+    feedback: FeedbackConfig | None = None,
 ) -> SpikingNetwork:
     """Makes a spiking network with fresh weights.
 
@@ -58,17 +66,23 @@ def create_snn(
         width: channels of the first stage, to which all others keep their proportion; None for the paper's.
         encoder: of images; None for the same image at each step.
         dsr: the neurons of ``algorithm="dsr"``, in place of `neuron`; None for their defaults.
+        feedback: the loop of a feedback network and its backward pass; None for those of the algorithm's paper.
 
     Raises:
         ValueError: for an unknown name or algorithm, fewer than one step, class or channel.
     """
-    if name not in _NETWORKS:
-        close = difflib.get_close_matches(name, _NETWORKS, n=1)
+    if name not in list_snns():
+        close = difflib.get_close_matches(name, list_snns(), n=1)
         hint = f"; did you mean {close[0]!r}?" if close else ""
         raise ValueError(f"unknown spiking network {name!r}, known are {list_snns()}{hint}")
     if num_classes < 1 or in_chans < 1:
         raise ValueError(f"num_classes and in_chans must be at least 1, found {num_classes} and {in_chans}")
-    neuron, dsr = neuron or NeuronConfig(), dsr or DSRConfig()
+    if name in FEEDBACK_NETWORKS and algorithm not in FEEDBACK_ALGORITHMS:
+        raise ValueError(
+            f"{name} has a feedback loop: algorithm must be one of {FEEDBACK_ALGORITHMS}, found {algorithm!r}"
+        )
+    neuron = neuron or (FEEDBACK_NEURON if name in FEEDBACK_NETWORKS else NeuronConfig())
+    dsr = dsr or DSRConfig()
     spec = {
         "kind": "network",
         "name": name,
@@ -82,5 +96,10 @@ def create_snn(
         "dsr": dataclasses.asdict(dsr),
     }
     make = (lambda: DSRNeuron(dsr)) if algorithm == "dsr" else (lambda: SpikingNeuron(neuron))
-    network = _NETWORKS[name](num_classes, in_chans, width, make)
+    if name in FEEDBACK_NETWORKS:
+        feedback = (feedback or FeedbackConfig()).resolved(algorithm)
+        spec["feedback"] = dataclasses.asdict(feedback)
+        network = FEEDBACK_NETWORKS[name](num_classes, in_chans, width, make, feedback)
+    else:
+        network = _NETWORKS[name](num_classes, in_chans, width, make)
     return as_spiking(network, timesteps=timesteps, algorithm=algorithm, in_chans=in_chans, encoder=encoder, spec=spec)

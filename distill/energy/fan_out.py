@@ -22,6 +22,18 @@ def axis_fan_out(size: int, outputs: int, kernel: int, stride: int, before: int,
     return torch.bincount(inside, minlength=size)
 
 
+def transposed_axis_fan_out(size: int, outputs: int, kernel: int, stride: int, before: int, dilation: int) -> Tensor:
+    """For each place of one axis of a transposed convolution, how many outputs it reaches, int64 (size,).
+
+    Place i reaches output i * stride - before + k * dilation through kernel element k.
+
+    Args:
+        before: outputs that are cut off in front of the first.
+    """
+    reached = torch.arange(size)[:, None] * stride - before + torch.arange(kernel)[None] * dilation
+    return ((reached >= 0) & (reached < outputs)).sum(1)
+
+
 def fan_out(
     places: Sequence[int],
     outputs: Sequence[int],
@@ -29,10 +41,16 @@ def fan_out(
     stride: Sequence[int],
     before: Sequence[int],
     dilation: Sequence[int],
+    transposed: bool = False,
 ) -> Tensor:
-    """Synapses from each place of a map to one output channel, float64, of shape `places`: axes multiply."""
+    """Synapses from each place of a map to one output channel, float64, of shape `places`: axes multiply.
+
+    Args:
+        transposed: whether it is a transposed convolution.
+    """
     axes = zip(places, outputs, kernel, stride, before, dilation, strict=True)
-    counts = [axis_fan_out(*axis).double() for axis in axes]
+    of_axis = transposed_axis_fan_out if transposed else axis_fan_out
+    counts = [of_axis(*axis).double() for axis in axes]
     shapes = [[-1 if i == axis else 1 for i in range(len(counts))] for axis in range(len(counts))]
     return math.prod(c.reshape(shape) for c, shape in zip(counts, shapes, strict=True))  # type: ignore[return-value]
 

@@ -215,6 +215,17 @@ def _convolution(output, name, x, weight, bias=None, stride=1, padding=0, dilati
     return _call(name, x, weight, bias, math.prod(output.shape[2:]), synops)
 
 
+def _transposed_convolution(
+    output, name, x, weight, bias=None, stride=1, padding=0, output_padding=0, groups=1, dilation=1
+) -> _Call:
+    kernel = tuple(weight.shape[2:])
+    stride, padding, dilation = (per_axis(value, len(kernel)) for value in (stride, padding, dilation))
+    reach = fan_out(x.shape[2:], output.shape[2:], kernel, stride, padding, dilation, transposed=True)
+    by_place = _steps(x).sum((0, 2), dtype=torch.float64)  # (B, ...)
+    synops = (by_place * reach.to(by_place.device)).flatten(1).sum(1) * weight.shape[1]
+    return _call(name, x, weight, bias, math.prod(x.shape[2:]), synops)
+
+
 def _linear(output, name, x, weight, bias=None) -> _Call:
     synops = _steps(x).flatten(2).sum((0, 2), dtype=widest_float(x.device)) * weight.shape[0]
     return _call(name, x, weight, bias, math.prod(output.shape[1:-1]), synops)
@@ -224,6 +235,9 @@ _LAYERS: Mapping[Any, Callable[..., _Call]] = {
     F.conv1d: _convolution,
     F.conv2d: _convolution,
     F.conv3d: _convolution,
+    F.conv_transpose1d: _transposed_convolution,
+    F.conv_transpose2d: _transposed_convolution,
+    F.conv_transpose3d: _transposed_convolution,
     F.linear: _linear,
 }
 

@@ -16,7 +16,7 @@ from torch import Tensor, fx, nn
 from distill.export.folding import fold
 from distill.export.leaves import Gate, Neuron
 from distill.export.recording import BATCH, Noted, Recorder
-from models import SpikingNetwork, SpikingNeuron, UnsupportedOperationError
+from models import FeedbackLoop, SpikingNetwork, SpikingNeuron, UnsupportedOperationError
 from models.dsr import DSRNeuron
 from models.traversal import path_in_traceback
 from models.twin import OnRate
@@ -64,6 +64,11 @@ def _intercept(recorder: Recorder, name: str, module: nn.Module) -> None:
         raise UnsupportedOperationError(
             f"the neurons of DSR ({name!r}) look at all time steps at once and fire multiples of a threshold: no "
             "format but snn holds them"
+        )
+    elif isinstance(module, FeedbackLoop):
+        raise UnsupportedOperationError(
+            f"a step of the feedback loop {name!r} takes the spikes of the step before, and plain networks "
+            "carry nothing but membranes from step to step: no format but snn holds it"
         )
 
 

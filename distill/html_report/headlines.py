@@ -62,6 +62,7 @@ def facts(run: Run) -> list[tuple[str, str]]:
         ("Gradient", None if algorithm is None else GRADIENTS.get(algorithm, algorithm)),
         ("Schedule", summary.get("schedule", config.get("schedule.name"))),
         ("Data", None if data is None else f"{data} ({root})" if root else data),
+        ("Backward pass", _backward(run.latest("backward/"))),
         ("Parameters", f"{summary['parameters']:,}" if is_number(summary.get("parameters")) else None),
         ("Epochs", f"{epochs}" + (f", after {len(run.teacher_epochs)} of the teacher" if run.teacher_epochs else "")),
         ("Run time", duration(summary["seconds"]) if is_number(summary.get("seconds")) else None),
@@ -90,6 +91,20 @@ def notes(run: Run) -> list[str]:
     if run.earlier_configs:
         found.append("The run was resumed with another configuration: the changes are listed under Configuration.")
     return found
+
+
+def _backward(found: dict[str, float]) -> str | None:
+    """Of the last epoch: how sparse backward spikes were, and how the gradient at the equilibrium was solved for."""
+    rates = [value for name, value in found.items() if name.startswith("firing_rate/")]
+    solved = {name.partition("/")[0]: value for name, value in found.items()}
+    parts = []
+    if rates:
+        parts.append(f"{100 * sum(rates) / len(rates):.1f} % of the neurons fire in a step")
+    if {"iterations", "residual", "converged"} <= solved.keys():
+        parts.append(f"{figures(solved['iterations'])} {'steps' if rates else 'iterations'}")
+        parts.append(f"residual {figures(solved['residual'])}")
+        parts.append(f"solved in {100 * solved['converged']:.0f} % of the batches")
+    return ", ".join(parts) or None
 
 
 def _speed(value: object) -> str | None:

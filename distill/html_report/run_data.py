@@ -93,6 +93,14 @@ class Run:
             found[epoch.stage] = (first, epoch.number)
         return [(name, first, last) for name, (first, last) in found.items()]
 
+    def latest(self, prefix: str) -> dict[str, float]:
+        """The numbers whose names begin so, without that, of the last epoch that has any."""
+        found: dict[str, float] = {}
+        for epoch in self.epochs:
+            values = {k.removeprefix(prefix): v for k, v in epoch.values.items() if k.startswith(prefix)}
+            found = {name: float(value) for name, value in values.items() if is_number(value)} or found
+        return found
+
     def series(self, key: str) -> list[tuple[int, float]]:
         """Epoch and value of what is a number in the metrics."""
         pairs = [(epoch.number, epoch.values.get(key)) for epoch in self.epochs]

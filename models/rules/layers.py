@@ -29,6 +29,20 @@ def _convolution(function: Callable, spatial: int) -> None:
         return linear_map(
             x,
             lambda v: function(v, weight, bias, *geometry),
+            lambda v, value, counts: ConvRate.apply(v, weight, bias, value, (*geometry, None), counts),
+        )
+
+
+def _transposed_convolution(function: Callable, spatial: int) -> None:
+    @rate_rule(function)
+    def rule(x, weight, bias=None, stride=1, padding=0, output_padding=0, groups=1, dilation=1):
+        stride, padding, output_padding, dilation = (
+            _ints(value, spatial) for value in (stride, padding, output_padding, dilation)
+        )
+        geometry = (stride, padding, dilation, groups, output_padding)
+        return linear_map(
+            x,
+            lambda v: function(v, weight, bias, stride, padding, output_padding, groups, dilation),
             lambda v, value, counts: ConvRate.apply(v, weight, bias, value, geometry, counts),
         )
 
@@ -72,6 +86,8 @@ def _ints(value: int | Sequence[int], count: int) -> list[int]:
 
 for _function, _spatial in ((F.conv1d, 1), (F.conv2d, 2), (F.conv3d, 3)):
     _convolution(_function, _spatial)
+for _transposed, _spatial in ((F.conv_transpose1d, 1), (F.conv_transpose2d, 2), (F.conv_transpose3d, 3)):
+    _transposed_convolution(_transposed, _spatial)
 
 
 @rate_rule(F.linear)

@@ -56,7 +56,7 @@ def saved():
         assert step.checked_loss() > 0
         return step.saved_activation_mb()
 
-    return {algorithm: of(algorithm) for algorithm in models.ALGORITHMS} | {
+    return {algorithm: of(algorithm) for algorithm in plan.ALGORITHMS} | {
         "T = 4": of("rate_m", timesteps=4),
         "bptt, T = 4": of("bptt", timesteps=4),
         "SpikingJelly's bptt": of("bptt", peer="spikingjelly"),
@@ -64,7 +64,7 @@ def saved():
 
 
 def test_every_rule_runs(saved):
-    assert plan.ALGORITHMS == models.ALGORITHMS
+    assert plan.ALGORITHMS + models.FEEDBACK_ALGORITHMS == models.ALGORITHMS
     assert all(megabytes > 0 for megabytes in saved.values())
 
 

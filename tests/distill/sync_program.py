@@ -24,6 +24,7 @@ from timm.layers import BatchNormAct2d, StdConv2d
 from torch import Tensor, nn
 from torch.multiprocessing import start_processes
 from torch.nn.parallel import DistributedDataParallel
+from toy_feedback import with_stem
 from toy_networks import Head, Norms, PreActivation, Residual, Shapes, Sums, conv_bn, generic, spiking
 
 from distill import HybridDistiller, LossConfig, distillation_losses
@@ -84,6 +85,11 @@ def dsr() -> nn.Module:
     return generic(create_snn("resnet18_cifar", width=8, timesteps=2, algorithm="dsr"))
 
 
+def feedback(algorithm: str) -> Callable[[], nn.Module]:
+    """With batch norms in the stem and, with ide, in the loop: they make currents several times as large."""
+    return lambda: generic(with_stem(T, algorithm, bound=0.02))
+
+
 def resnet() -> nn.Module:
     return generic(timm.create_model("resnet18", num_classes=5, channels=(8, 8, 16, 16)))
 
@@ -134,6 +140,9 @@ CASES = {
     "rate_s, Norms": Case(snn(Norms, "rate_s"), on_labels),
     "bptt, Norms": Case(snn(Norms, "bptt"), on_labels),
     "dsr": Case(dsr, on_labels, size=16, tolerance=1e-6),  # SpikingJelly's nodes compute in float32
+    "ide": Case(feedback("ide"), on_labels),
+    "ide, unequal": Case(feedback("ide"), on_labels, unequal=True),
+    "spide": Case(feedback("spide"), on_labels),
     "rate_m, channels_last": Case(snn(Residual, "rate_m"), on_labels, memory_format=CHANNELS_LAST),
     "bptt, channels_last": Case(snn(Residual, "bptt"), on_labels, memory_format=CHANNELS_LAST),
     **{f"{name}, unequal": Case(snn(Norms, name), on_labels, unequal=True) for name in ("rate_m", "rate_s", "bptt")},

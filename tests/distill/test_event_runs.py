@@ -63,7 +63,8 @@ def train(config):
 
 @pytest.mark.parametrize("algorithm", models.ALGORITHMS)
 def test_every_algorithm_trains_on_frames(data, tmp_path, algorithm):
-    config = alone(tmp_path / "r", data, algorithm=algorithm)
+    name = "feedback_convnet" if algorithm in models.FEEDBACK_ALGORITHMS else "vggsnn_cifar"
+    config = alone(tmp_path / "r", data, algorithm=algorithm, name=name)
     first, *_, last = train(config), *losses(tmp_path / "r")
     assert last < losses(tmp_path / "r")[0]
     assert list(first["student_top1_by_timesteps"]) == [T]  # eval_timesteps is left out: other T, other frames

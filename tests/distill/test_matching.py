@@ -10,6 +10,7 @@ from toy_teachers import Toy
 
 from distill.matching import match_taps
 from models import SpikeTrain, create_snn, list_snns, spiking_twin
+from models.registry import FEEDBACK_NETWORKS
 
 SIZE = (3, 48, 48)  # what vggsnn_dvs takes
 IMAGES = torch.randn(2, *SIZE, generator=torch.Generator().manual_seed(0))
@@ -87,7 +88,7 @@ STUDENTS = {
 
 
 def test_every_network_of_the_papers_is_matched_below():
-    assert sorted(STUDENTS) == list_snns()
+    assert sorted([*STUDENTS, *FEEDBACK_NETWORKS]) == list_snns()
 
 
 @pytest.mark.parametrize("name", STUDENTS)

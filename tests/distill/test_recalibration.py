@@ -6,12 +6,13 @@ import pytest
 import torch
 from accelerate import Accelerator
 from torch import nn
+from toy_feedback import with_stem
 from toy_networks import spiking
 from toy_teachers import images_of, student_of, teacher_of
 
 from distill import HybridDistiller
 from distill.recalibration import recalibrated
-from models import NeuronConfig, SpikingNeuron
+from models import NeuronConfig, SpikingNeuron, create_snn
 
 
 class Net(nn.Module):
@@ -64,6 +65,32 @@ def test_of_a_hybrid_the_teachers_norms_stay_and_the_others_move():
     after = hybrid.state_dict()
     assert all(after[name].equal(before[name]) for name in before)
     assert not hybrid(images).allclose(logits)
+
+
+@torch.no_grad()
+def test_norms_of_a_feedback_network_have_the_statistics_of_averages():
+    snn = create_snn("feedback_convnet", 5, 3, 1, algorithm="ide", width=8).double().eval()
+    snn.loop.input_map.norm.running_mean.fill_(7.0)
+    batches = [torch.randn(count, 1, 8, 8, dtype=torch.float64) for count in (4, 2)]
+    currents = [snn.loop.input_map.linear(batch) for batch in batches]  # an image's average current is its current
+    with recalibrated(Accelerator(cpu=True), snn, batches) as images:
+        norm = snn.loop.input_map.norm
+        torch.testing.assert_close(norm.running_mean, sum(x.mean((0, 2, 3)) for x in currents) / 2)
+        torch.testing.assert_close(norm.running_var, sum(x.transpose(0, 1).flatten(1).var(1) for x in currents) / 2)
+        assert images == 6 and not any(module.training for module in snn.modules())
+    assert (snn.loop.input_map.norm.running_mean == 7).all()
+
+
+@torch.no_grad()
+def test_norms_inside_of_a_loop_have_those_of_its_measured_rates():
+    snn, spikes = with_stem(timesteps=3).double().eval(), []
+    handle = snn.loop.neurons[0].register_forward_hook(lambda module, args, output: spikes.append(output.folded))
+    with recalibrated(Accelerator(cpu=True), snn, [torch.randn(4, 3, 8, 8, dtype=torch.float64)]):
+        handle.remove()
+        current = snn.loop.maps[0].linear(torch.stack(spikes).mean(0))  # three steps
+        assert len(spikes) == 3 and current.std() > 0
+        torch.testing.assert_close(snn.loop.maps[0].norm.running_mean, current.mean((0, 2, 3)))
+        torch.testing.assert_close(snn.loop.maps[0].norm.running_var, current.transpose(0, 1).flatten(1).var(1))
 
 
 def test_an_error_puts_everything_back():

@@ -16,7 +16,7 @@ NAMES = {"run.name", "teacher.name", "data.name"}  # may be said for the reader'
 
 
 def config_class(path):
-    kinds = {"teacher": TeacherTrainingConfig, "snn": SnnTrainingConfig}
+    kinds = {"teacher": TeacherTrainingConfig, "snn": SnnTrainingConfig, "feedback": SnnTrainingConfig}
     return next((kinds[word] for word in path.stem.split("_") if word in kinds), DistillConfig)
 
 
@@ -38,6 +38,9 @@ def test_there_are_recipes():
         "nmnist",
         "snn_nmnist",
         "snn_cifar10dvs",
+        "feedback_digits",
+        "feedback_nmnist",
+        "feedback_cifar10",
     }
     assert {path.stem for path in RECIPES} >= names
 
@@ -99,3 +102,13 @@ def test_the_recipe_of_cifar10_dvs_has_the_authors_hyper_parameters():
     assert (train.lr, train.weight_decay, train.epochs, train.momentum) == (0.1, 5e-4, 300, 0.9)
     assert train.batch_size * train.accumulate == 128 and train.optimizer == "momentum"
     assert config.ann.input_size == [2, 48, 48] and (data.hflip, data.event_shift) == (0.5, 5)
+
+
+def test_the_recipe_of_a_feedback_network_has_the_authors_hyper_parameters():
+    config = parsed(FOLDER / "feedback_cifar10.yaml")[0]
+    train, student, data = config.train, config.student, config.data
+    assert (student.name, student.timesteps, student.width, student.algorithm) == ("feedback_alexnet", 30, None, "ide")
+    assert (train.lr, train.weight_decay, train.epochs, train.momentum) == (0.05, 5e-4, 100, 0.9)
+    assert (train.batch_size * train.accumulate, train.warmup_steps, train.optimizer) == (128, 400, "momentum")
+    assert (student.neuron.leak, student.neuron.threshold, student.feedback.dropout) == (1.0, 2.0, 0.2)
+    assert student.feedback.backward_timesteps == 250 and (data.crop_padding, data.hflip) == (4, 0.5)

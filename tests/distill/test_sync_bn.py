@@ -16,6 +16,7 @@ APART = [
     "rate_s, Norms",
     "bptt, Norms",
     "sltt, Residual",
+    "ide",
     "teacher, its own norms",
     "joint, rate_m",
 ]

@@ -17,6 +17,7 @@ from distill import HybridDistiller
 from distill.meters import recorded_rates
 from models import (
     ALGORITHMS,
+    FEEDBACK_ALGORITHMS,
     NeuronConfig,
     SpikeTrain,
     SpikingNeuron,
@@ -335,7 +336,7 @@ def test_evaluation_and_passes_without_a_graph_run_once():
     assert "forward" not in vars(snn.layer1[0])
 
 
-@pytest.mark.parametrize("algorithm", [a for a in ALGORITHMS if a not in CHECKPOINTED])
+@pytest.mark.parametrize("algorithm", [a for a in ALGORITHMS if a not in (*CHECKPOINTED, *FEEDBACK_ALGORITHMS)])
 def test_algorithms_without_use_of_it_are_refused(algorithm):
     snn = create_snn("sew_resnet18", 5, T, algorithm=algorithm, width=8)
     with pytest.raises(ValueError, match=rf"gradient checkpointing goes with one of .*found '{algorithm}'"):

@@ -8,7 +8,16 @@ import torch
 import torch.nn.functional as F
 from toy_networks import Residual, generic, spiking
 
-from models import ALGORITHMS, ONLINE, NeuronConfig, PoissonEncoder, compile_kernels, create_snn
+from models import (
+    ALGORITHMS,
+    FEEDBACK_ALGORITHMS,
+    ONLINE,
+    FeedbackConfig,
+    NeuronConfig,
+    PoissonEncoder,
+    compile_kernels,
+    create_snn,
+)
 
 pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA"),
@@ -40,6 +49,9 @@ def gradients(snn, images, labels):
 def network(algorithm, **neuron):
     if algorithm == "dsr":
         return create_snn("resnet18_cifar", width=8, timesteps=3, algorithm="dsr").double().train()
+    if algorithm in FEEDBACK_ALGORITHMS:
+        config = FeedbackConfig(dropout=0.0, readout_side=4)
+        return create_snn("feedback_convnet", 5, 3, 3, None, algorithm, 8, feedback=config).double().train()
     return spiking(generic(Residual(NeuronConfig(leak=0.5, **neuron))), 3, algorithm)
 
 

@@ -10,6 +10,7 @@ from toy_networks import TOYS, Residual, calibrated, generic, spiking
 
 from models import (
     ALGORITHMS,
+    FEEDBACK_ALGORITHMS,
     ONLINE,
     NeuronConfig,
     SpikeTrain,
@@ -21,8 +22,8 @@ from models import (
     spiking_twin,
 )
 
-ORDINARY = [algorithm for algorithm in ALGORITHMS if algorithm != "dsr"]
-"""Those that run on a spiking neuron; dsr has neurons of its own."""
+ORDINARY = [algorithm for algorithm in ALGORITHMS if algorithm not in ("dsr", *FEEDBACK_ALGORITHMS)]
+"""Those that run on a spiking neuron in any network; dsr has neurons of its own, ide and spide take a feedback loop."""
 
 WHOLE = [algorithm for algorithm in ORDINARY if algorithm not in ONLINE]
 """Those that train on all steps in one call."""
@@ -167,7 +168,7 @@ def test_set_algorithm_returns_the_network_and_refuses_others():
     before = {name: value.clone() for name, value in snn.state_dict().items()}
     assert set_algorithm(snn, "bptt") is snn and snn.algorithm == "bptt"
     assert all(torch.equal(before[name], value) for name, value in snn.state_dict().items())
-    with pytest.raises(ValueError, match=r"algorithm must be one of \('rate_m', .*'dsr'\), found 'bp'"):
+    with pytest.raises(ValueError, match=r"algorithm must be one of \('rate_m', .*'spide'\), found 'bp'"):
         set_algorithm(snn, "bp")
     assert snn.algorithm == "bptt"
     with pytest.raises(TypeError, match="takes a spiking network, found Linear"):

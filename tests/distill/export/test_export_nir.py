@@ -13,6 +13,7 @@ from distill.export import FORMATS
 from distill.export.nir_layers import square_kernel
 from distill.export.plain import plain_network
 from models import NeuronConfig, SpikingNeuron, UnsupportedOperationError, create_snn, list_snns, spiking_twin
+from models.registry import FEEDBACK_NETWORKS
 
 nir = pytest.importorskip("nir")
 from distill.export.nir_simulation import Simulation  # noqa: E402
@@ -187,7 +188,7 @@ def test_sums_parts_and_maxima_of_spikes(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", list_snns())
+@pytest.mark.parametrize("name", sorted({*list_snns()} - FEEDBACK_NETWORKS.keys()))
 def test_which_networks_of_the_papers_are_nir_graphs(name, tmp_path):
     size = {"vggsnn_cifar": (3, 48, 48), "vggsnn_dvs": (2, 48, 48)}.get(name, (3, 32, 32))
     snn = create_snn(name, 5, 2, size[0], HARD, width=8).double()

@@ -26,6 +26,7 @@ from models import (
     list_snns,
     spiking_twin,
 )
+from models.registry import FEEDBACK_NETWORKS
 
 SIZES = {"vggsnn_cifar": (3, 48, 48), "vggsnn_dvs": (2, 48, 48)}
 NEURONS = {
@@ -78,7 +79,7 @@ def test_numbers_that_are_made_on_the_way_are_not_taken_for_one_another(tmp_path
     check(generic(spiking(Scaled(NEURONS["lif"]), 3)).eval(), (3, 16, 16), tmp_path)
 
 
-@pytest.mark.parametrize("name", list_snns())
+@pytest.mark.parametrize("name", sorted({*list_snns()} - FEEDBACK_NETWORKS.keys()))
 def test_every_network_of_the_papers_has_a_plain_form(name, tmp_path):
     size = SIZES.get(name, (3, 32, 32))
     snn = create_snn(name, 5, 3, size[0], NeuronConfig(leak=0.5, threshold=0.5), width=8)
