@@ -10,18 +10,29 @@ import torch
 import torch.nn.functional as F
 from torch import fx
 
+from distill.export.loops import states_of
+
 _INFIX = {operator.add: "+", operator.sub: "-", operator.mul: "*", operator.truediv: "/"}
 
 
 def forward_lines(graph: fx.GraphModule) -> list[str]:
-    """From the argument `x` to a return. A name is used again as soon as its value is: nothing is kept for longer."""
+    """From the argument `x` to a return. A name is used again as soon as its value is: nothing is kept for longer.
+
+    What the step before has left (`distill.export.loops`) is an attribute of `self`: None before the first.
+    """
     nodes = list(graph.graph.nodes)
+    states = states_of(graph)
+    left = {fed: before.target for before, fed in states.items()}
     last_use = {source: i for i, node in enumerate(nodes) for source in node.all_input_nodes}
     names: dict[fx.Node, str] = {}
     lines = []
     for i, node in enumerate(nodes):
         if node.op == "get_attr":
             names[node] = f"self.{node.target}"
+        elif node in states:
+            names[node] = str(node.target)
+            zeros = f"x.new_zeros(len(x), {', '.join(map(str, node.meta['shape']))})"
+            lines.append(f"{node.target} = {zeros} if self.{node.target} is None else self.{node.target}")
         elif node.op == "placeholder":
             names[node] = "x"
         elif node.op == "output":
@@ -31,6 +42,8 @@ def forward_lines(graph: fx.GraphModule) -> list[str]:
             in_use = {name for source, name in names.items() if last_use.get(source, -1) > i}
             names[node] = next(name for name in _free_names() if name not in in_use)
             lines.append(f"{names[node]} = {text}")
+        if node in left:
+            lines.append(f"self.{left[node]} = {names[node]}")
     return lines
 
 

@@ -15,15 +15,16 @@ class Neuron(nn.Module):
     Args:
         config: its constants.
         leak: the leak, the value of a learned one.
+        start: the membrane before the first step.
     """
 
-    def __init__(self, config: NeuronConfig, leak: float) -> None:
+    def __init__(self, config: NeuronConfig, leak: float, start: float = 0.0) -> None:
         super().__init__()
-        self.config, self.leak = config, leak
+        self.config, self.leak, self.start = config, leak, start
 
     def forward(self, current: Tensor, v: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Spikes and the membrane after the reset, of the current and of the membrane before; None at rest."""
-        _, spikes, v = neuron_step(current, 0.0 if v is None else v, self.leak, self.config)
+        """Spikes and the membrane after the reset, of the current and of the membrane before; None at the start."""
+        _, spikes, v = neuron_step(current, self.start if v is None else v, self.leak, self.config)
         return spikes, v
 
     @property
@@ -34,7 +35,8 @@ class Neuron(nn.Module):
         return max(1 / rest, 1 + torch.finfo(torch.float64).eps) if rest > 0 else float("inf")
 
     def extra_repr(self) -> str:
-        return f"leak={self.leak}, threshold={self.config.threshold}, reset={self.config.reset}"
+        start = f", start={self.start}" if self.start else ""
+        return f"leak={self.leak}, threshold={self.config.threshold}, reset={self.config.reset}{start}"
 
 
 class Gate(nn.Module):

@@ -18,6 +18,7 @@ from torch import fx
 from distill.export.agreement import Logits, check_of, close, dtype_of
 from distill.export.extras import need
 from distill.export.job import Check, Job
+from distill.export.loops import refuse_loops
 from distill.export.plain import neurons_of, plain_network, refuse_gates
 from distill.export.sources import spiking_network
 from models import SpikingNetwork
@@ -40,6 +41,7 @@ def export(job: Job) -> Check:
     network = spiking_network(job)
     step = plain_network(network, tuple(job.samples.shape[-3:]))
     refuse_gates(step, "nir")
+    refuse_loops(step, "nir")
     refuse_soft_reset(step)
     nir.write(job.folder / FILE, Writer(step, dtype_of(network)).graph())
     return check_of(close(job, load(job.folder, network), "nir"), packages=("nir",))

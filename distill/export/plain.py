@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import copy
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
+from spikingjelly.activation_based import functional
 from torch import Tensor, fx, nn
 
 from distill.export.folding import fold
 from distill.export.leaves import Gate, Neuron
+from distill.export.loops import head_starts, record_loop
 from distill.export.recording import BATCH, Noted, Recorder
 from models import FeedbackLoop, SpikingNetwork, SpikingNeuron, UnsupportedOperationError
 from models.dsr import DSRNeuron
@@ -25,7 +28,8 @@ from models.twin import OnRate
 def plain_network(network: SpikingNetwork, size: tuple[int, ...]) -> fx.GraphModule:
     """One time step of a network, in evaluation mode: (B, C, H, W) to (B, classes).
 
-    Modules of the graph hold no state: a `Neuron` is given its membrane and gives it back, a `Gate` is given a rate.
+    Modules of the graph hold no state: a `Neuron` is given its membrane and gives it back, a `Gate` is given a rate; a
+    feedback loop is given the spikes of the step before (`distill.export.loops`).
     Each node's ``meta["shape"]`` is the shape of what it gives, without the batch.
 
     Args:
@@ -37,12 +41,17 @@ def plain_network(network: SpikingNetwork, size: tuple[int, ...]) -> fx.GraphMod
     """
     own = copy.deepcopy(network).eval()
     own.step_mode, own.input_encoder = "s", None
+    parameter = next(own.parameters())
+    nothing = torch.zeros(BATCH, *size, dtype=parameter.dtype)
+    fed_back, starts = _shapes_of_loops(own, nothing), head_starts(own)
     recorder = Recorder()
     for name, module in own.named_modules():
-        _intercept(recorder, name, module)
+        if name in fed_back:
+            record_loop(recorder, name, module, fed_back[name])  # type: ignore[arg-type]
+        else:
+            _intercept(recorder, name, module, starts)
     recorder.watch(own)
-    parameter = next(own.parameters())
-    image = recorder.input("x", torch.zeros(BATCH, *size, dtype=parameter.dtype))
+    image = recorder.input("x", nothing)
     try:
         with torch.no_grad():
             logits = own(image)
@@ -54,10 +63,29 @@ def plain_network(network: SpikingNetwork, size: tuple[int, ...]) -> fx.GraphMod
     return graph.eval().requires_grad_(False)
 
 
-def _intercept(recorder: Recorder, name: str, module: nn.Module) -> None:
+def _shapes_of_loops(network: SpikingNetwork, image: Tensor) -> dict[str, tuple[int, ...]]:
+    """The shape of what each feedback loop gives, without the batch, by its name; from one step of the network."""
+    found: dict[str, tuple[int, ...]] = {}
+    loops = [(name, module) for name, module in network.named_modules() if isinstance(module, FeedbackLoop)]
+    if not loops:
+        return found
+
+    def note(name: str) -> Callable[..., None]:
+        return lambda module, args, output: found.__setitem__(name, tuple(output.shape[1:]))
+
+    handles = [module.register_forward_hook(note(name)) for name, module in loops]
+    with torch.no_grad():
+        network(image)
+    functional.reset_net(network)
+    for handle in handles:
+        handle.remove()
+    return found
+
+
+def _intercept(recorder: Recorder, name: str, module: nn.Module, starts: dict[int, float]) -> None:
     """What is no torch function but one of ours becomes a module of the graph, a new one for each call."""
     if isinstance(module, SpikingNeuron):
-        module.forward = functools.partial(_neuron, recorder, module)  # type: ignore[method-assign]
+        module.forward = functools.partial(_neuron, recorder, module, starts)  # type: ignore[method-assign]
     elif isinstance(module, OnRate):
         module.forward = functools.partial(_gate, recorder, module)  # type: ignore[method-assign]
     elif isinstance(module, DSRNeuron):
@@ -65,17 +93,12 @@ def _intercept(recorder: Recorder, name: str, module: nn.Module) -> None:
             f"the neurons of DSR ({name!r}) look at all time steps at once and fire multiples of a threshold: no "
             "format but snn holds them"
         )
-    elif isinstance(module, FeedbackLoop):
-        raise UnsupportedOperationError(
-            f"a step of the feedback loop {name!r} takes the spikes of the step before, and plain networks "
-            "carry nothing but membranes from step to step: no format but snn holds it"
-        )
 
 
-def _neuron(recorder: Recorder, module: SpikingNeuron, x: Noted) -> Noted:
+def _neuron(recorder: Recorder, module: SpikingNeuron, starts: dict[int, float], x: Noted) -> Noted:
     leak = module.leak
-    plain = Neuron(module.config, float(leak.detach()) if isinstance(leak, Tensor) else leak)
-    return recorder.module(plain, x, torch.zeros_like(_value(x)))
+    value = float(leak.detach()) if isinstance(leak, Tensor) else leak
+    return recorder.module(Neuron(module.config, value, starts.get(id(module), 0.0)), x, torch.zeros_like(_value(x)))
 
 
 def _gate(recorder: Recorder, module: OnRate, x: Noted) -> Noted:

@@ -63,6 +63,10 @@ class Recorder:
     def input(self, name: str, value: Tensor) -> Noted:
         return self.noted(value, self.graph.placeholder(name))
 
+    def state(self, path: str, value: Tensor) -> Noted:
+        """One more input, of a step: what the step before has left."""
+        return self.noted(value, self.graph.placeholder(self._name(path)))
+
     def finish(self, output: Any) -> fx.GraphModule:
         self.graph.output(output.node)
         return fx.GraphModule(self.attributes, self.graph)
@@ -166,6 +170,17 @@ def _convolution(function: Callable, kind: type[nn.Module]) -> None:
     _LAYERS[function] = layer
 
 
+def _transposed_convolution(function: Callable, kind: type[nn.Module]) -> None:
+    def layer(input, weight, bias=None, stride=1, padding=0, output_padding=0, groups=1, dilation=1):
+        in_channels, out_channels = weight.shape[0], weight.shape[1] * groups
+        settings = dict(stride=stride, padding=padding, output_padding=output_padding, groups=groups)
+        settings |= dict(bias=bias is not None, dilation=dilation)
+        made: Any = kind(in_channels, out_channels, tuple(weight.shape[2:]), **settings)
+        return _with(made, weight, bias), input
+
+    _LAYERS[function] = layer
+
+
 def _in_numbers(input: Tensor, weight: Tensor, padding: Any, dilation: Any) -> tuple[Tensor, Any]:
     """Padding "same" and "valid" in numbers; what is lopsided is padded first, as PyTorch does."""
     if padding == "valid":
@@ -205,6 +220,9 @@ _LAYERS: dict[Any, Callable] = {F.linear: _linear, F.batch_norm: _batch_norm}
 _convolution(F.conv1d, nn.Conv1d)
 _convolution(F.conv2d, nn.Conv2d)
 _convolution(F.conv3d, nn.Conv3d)
+_transposed_convolution(F.conv_transpose1d, nn.ConvTranspose1d)
+_transposed_convolution(F.conv_transpose2d, nn.ConvTranspose2d)
+_transposed_convolution(F.conv_transpose3d, nn.ConvTranspose3d)
 
 _TYPES = ("to", "float", "double", "half", "bfloat16")
 _NOTHING = (

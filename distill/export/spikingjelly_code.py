@@ -15,6 +15,7 @@ from distill.export.agreement import check_of, close, exact, in_float64
 from distill.export.forward_code import forward_lines, literal
 from distill.export.job import Check, Job
 from distill.export.leaves import Neuron
+from distill.export.loops import states_of
 from distill.export.plain import plain_network, refuse_gates
 from distill.export.sources import spiking_network
 from models.io import save_tensors
@@ -58,10 +59,19 @@ def _write(folder: Path, step: fx.GraphModule, timesteps: int, size: tuple[int, 
         for name, buffer in step.named_buffers()
         if "." not in name
     ]
+    starts = [
+        f'self.{name}.set_reset_value("v", {float(module.start)!r})'  # where reset_net sets the membrane
+        for name, module in modules.items()
+        if isinstance(module, Neuron) and module.start
+    ]
+    states = [f'self.register_memory("{before.target}", None)' for before in states_of(step)]
     code = _FILE.format(
         timesteps=timesteps,
         size=size,
-        constructors="\n        ".join(constructors + buffers),
+        imports="base, functional, neuron, surrogate" if states else "functional, neuron, surrogate",
+        base="base.MemoryModule" if states else "nn.Module",
+        kept="membranes, and a loop its spikes," if states else "membranes",
+        constructors="\n        ".join(constructors + starts + states + buffers),
         forward="\n        ".join(forward_lines(step)),
     )
     (folder / CODE).write_text(code)
@@ -81,7 +91,9 @@ def _constructor(module: Any) -> str:
         arguments = [module.in_channels, module.out_channels, _short(module.kernel_size)]
         settings = {name: _short(getattr(module, name)) for name in ("stride", "padding", "dilation")}
         settings["groups"] = module.groups
-        usual = {"stride": 1, "padding": 0, "dilation": 1, "groups": 1}
+        if module.transposed:
+            settings["output_padding"] = _short(module.output_padding)
+        usual = {"stride": 1, "padding": 0, "dilation": 1, "groups": 1, "output_padding": 0}
         defaults = {name: value for name, value in settings.items() if value != usual[name]}
     if module.bias is None:
         defaults["bias"] = False
@@ -119,15 +131,15 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
-from spikingjelly.activation_based import functional, neuron, surrogate
+from spikingjelly.activation_based import {imports}
 from torch import nn
 
 TIMESTEPS = {timesteps}
 INPUT_SIZE = {size}  # (C, H, W) of the images that paddings and sizes are for
 
 
-class Step(nn.Module):
-    """One time step, (B, C, H, W) -> (B, classes); the neurons keep their membranes until functional.reset_net."""
+class Step({base}):
+    """One time step, (B, C, H, W) -> (B, classes); the neurons keep their {kept} until functional.reset_net."""
 
     def __init__(self):
         super().__init__()

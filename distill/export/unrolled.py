@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from distill.export.leaves import Gate, Neuron
+from distill.export.loops import nodes_of_loop, states_of
 from models.kernels import at_least_float32
 
 
@@ -15,19 +16,24 @@ class Unrolled(nn.Module):
     """All T steps of a plain network in one graph: images (B, C, H, W), or frames (T, B, C, H, W), to mean logits.
 
     Layers run on time folded into the batch, (T*B, C, ...), and what does not change over time runs once: only the
-    neurons are a loop over the steps.
+    neurons are a loop over the steps, and of a network with feedback all that lies on the way around.
     """
 
     def __init__(self, step: fx.GraphModule, timesteps: int) -> None:
         super().__init__()
         self.step = step
         self.timesteps = timesteps
+        self._loops = {before: (fed, nodes_of_loop(step, before, fed)) for before, fed in states_of(step).items()}
 
     def forward(self, images: Tensor) -> Tensor:
         values: dict[fx.Node, Any] = {}
         changing: set[fx.Node] = set()
         for node in self.step.graph.nodes:
-            if node.op == "placeholder":
+            if node in values:  # of a loop that has run
+                continue
+            if node in self._loops:
+                self._run_loop(node, values, changing)
+            elif node.op == "placeholder":
                 values[node] = images.flatten(0, 1) if images.ndim == 5 else images
                 if images.ndim == 5:
                     changing.add(node)
@@ -54,12 +60,46 @@ class Unrolled(nn.Module):
             changing.add(node)
             repeated = {s: self._repeated(values[s]) for s in sources if s not in changing}
             values = {**values, **repeated}
+        return self._call(node, values)
+
+    def _call(self, node: fx.Node, values: dict[fx.Node, Any]) -> Any:
         args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda source: values[source])  # type: ignore[misc]
         if node.op == "call_module":
             return getattr(self.step, node.target)(*args, **kwargs)  # type: ignore[arg-type]
         if node.op == "call_method":
             return getattr(args[0], node.target)(*args[1:], **kwargs)  # type: ignore[arg-type]
         return node.target(*args, **kwargs)  # type: ignore[operator]
+
+    def _run_loop(self, before: fx.Node, values: dict[fx.Node, Any], changing: set[fx.Node]) -> None:
+        """All steps of a feedback loop, one after the other: what comes from outside of it is known by now."""
+        fed, nodes = self._loops[before]
+        outside = {source for node in nodes for source in node.all_input_nodes} - {*nodes, before}
+        for source in outside:
+            if source.op == "get_attr":
+                values[source] = getattr(self.step, source.target)  # type: ignore[arg-type]
+        each = {source: self._unfolded(values[source]) for source in outside if source in changing}
+        like = next(values[source] for source in outside if source.op != "get_attr")
+        images = like.shape[0] // (self.timesteps if each else 1)
+        spikes = like.new_zeros(images, *before.meta["shape"])
+        membranes: dict[fx.Node, Tensor | None] = dict.fromkeys(nodes)
+        needed = {node: [] for node in nodes if any(user not in nodes for user in node.users)}  # type: ignore[var-annotated]
+        for t in range(self.timesteps):
+            now = {source: each[source][t] if source in each else values[source] for source in outside}
+            now[before] = spikes
+            for node in nodes:
+                module = getattr(self.step, node.target) if node.op == "call_module" else None  # type: ignore[arg-type]
+                if isinstance(module, Neuron):
+                    (source,) = node.all_input_nodes
+                    fired, membranes[node] = module(at_least_float32(now[source]), membranes[node])
+                    now[node] = fired.to(now[source].dtype)
+                else:
+                    now[node] = self._call(node, now)
+            spikes = now[fed]
+            for node, steps in needed.items():
+                steps.append(now[node])
+        for node in nodes:
+            values[node] = torch.cat(needed[node]) if node in needed else None
+        changing.update(nodes)
 
     def _spikes(self, neuron: Neuron, currents: Tensor, changing: bool) -> Tensor:
         dtype, currents = currents.dtype, at_least_float32(currents)
