@@ -135,6 +135,8 @@ class SpikingNetwork(Inference, OnHub, nn.Module, StepModule):
             nonlocal reached
             if not isinstance(output, SpikeTrain):
                 raise ValueError(f"until: the module {name!r} yields {type(output).__name__}, not one spike train")
+            if output.kind == "plain_step":
+                raise ValueError(f"until: the module {name!r} is inside of a feedback loop, which runs step by step")
             reached = True
             raise Reached(output)
 

@@ -207,3 +207,12 @@ def test_the_resolved_settings_are_those_of_the_papers():
         "bounded_norm": "frobenius", "bound": 2.0, "batch_norm": False, "head_start": 0.5
     }.items()  # fmt: skip
     assert FeedbackConfig(bound=0.3).resolved("spide").bound == 0.3
+
+
+def test_until_goes_to_the_loop_and_not_into_it():
+    snn, x = small("feedback_convnet").eval(), torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    with torch.no_grad():
+        rate = snn(x, until="loop")
+        torch.testing.assert_close(snn.classifier(snn.avg_pool(rate).flatten(1)), snn(x))
+        with pytest.raises(ValueError, match=r"'loop.neurons.0' is inside of a feedback loop, which runs step by step"):
+            snn(x, until="loop.neurons.0")
