@@ -14,6 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from models.dynamics import NeuronConfig
 from models.feedback import AverageNorm, Current, FeedbackConfig, FeedbackLoop
 from models.resnet import Neuron, scaled
 
@@ -52,7 +53,7 @@ def feedback_convnet(
 ) -> FeedbackNetwork:
     """One layer that feeds back on itself: 0.23 M parameters for MNIST."""
     (channels,) = scaled([64], width, 64)
-    leak = _leak(neuron)
+    leak, _ = _constants(neuron)
     loop = FeedbackLoop(
         _current(nn.Conv2d(in_chans, channels, 5, stride=2, padding=2), leak, config),
         [],
@@ -80,11 +81,17 @@ def feedback_cifarnet(
 def _deep(
     channels: Sequence[int], num_classes: int, in_chans: int, neuron: Neuron, config: FeedbackConfig
 ) -> FeedbackNetwork:
-    """Five layers; the first and the third halve the maps."""
+    """Five layers; the first and the third halve the maps.
+
+    Without batch norm their weights start longer than in the authors' code: layers 2 to 5 keep the size of rates where
+    rows have length theta sqrt(2), the initialisation of He et al., ICCV 2015, for a = clip(c / theta, 0, 1). At length
+    1 rates fall to a third from layer to layer, and the last layers of a fresh network neither fire nor learn.
+    """
     first, *others = channels
-    leak = _leak(neuron)
+    leak, threshold = _constants(neuron)
+    length = 1.0 if config.batch_norm else threshold * 2**0.5
     maps = [
-        _current(nn.Conv2d(before, after, 3, stride=stride, padding=1), leak, config)
+        _current(nn.Conv2d(before, after, 3, stride=stride, padding=1), leak, config, length)
         for before, after, stride in zip(channels[:-1], others, (1, 2, 1, 1), strict=True)
     ]
     back = nn.ConvTranspose2d(channels[-1], first, 3, stride=2, padding=1, output_padding=1, bias=False)
@@ -98,22 +105,24 @@ def _deep(
     return FeedbackNetwork(nn.Identity(), loop, channels[-1], config.readout_side or 8, 4, num_classes)
 
 
-def _leak(neuron: Neuron) -> float:
-    return neuron().config.leak  # type: ignore[attr-defined, union-attr, return-value]
+def _constants(neuron: Neuron) -> tuple[float, float]:
+    """Leak and threshold."""
+    config: NeuronConfig = neuron().config  # type: ignore[attr-defined, union-attr, assignment]
+    return config.leak, config.threshold
 
 
-def _current(conv: nn.Conv2d, leak: float, config: FeedbackConfig) -> Current:
+def _current(conv: nn.Conv2d, leak: float, config: FeedbackConfig, length: float = 1.0) -> Current:
     norm = AverageNorm(conv.out_channels, leak) if config.batch_norm else None
-    return Current(_initialised(conv), norm, config.dropout)
+    return Current(_initialised(conv, length), norm, config.dropout)
 
 
 @torch.no_grad()
-def _initialised(conv: nn.Conv2d | nn.ConvTranspose2d) -> nn.Module:
-    """Weights of a random direction and length 1 for each channel that they give; no bias at first."""
+def _initialised(conv: nn.Conv2d | nn.ConvTranspose2d, length: float = 1.0) -> nn.Module:
+    """Weights of a random direction and of a length for each channel that they give; no bias at first."""
     nn.init.uniform_(conv.weight, -1, 1)
     given = 1 if conv.transposed else 0
     others = [axis for axis in range(4) if axis != given]
-    conv.weight /= torch.linalg.vector_norm(conv.weight, dim=others, keepdim=True)
+    conv.weight *= length / torch.linalg.vector_norm(conv.weight, dim=others, keepdim=True)
     if conv.bias is not None:
         nn.init.zeros_(conv.bias)
     return conv

@@ -56,6 +56,17 @@ def test_the_papers_networks_have_their_number_of_parameters(name, in_chans, siz
     assert maps.shape[2:] == snn.avg_pool(maps).shape[2:], "on the papers' images the pool does nothing"
 
 
+def test_every_layer_of_a_fresh_network_without_norms_fires_and_learns():
+    torch.manual_seed(0)
+    snn = create_snn("feedback_alexnet", 10, 10, algorithm="spide", width=24).train()
+    measured = []
+    real = snn.loop._averages
+    snn.loop._averages = lambda currents: measured.extend(real(currents)) or list(measured)
+    F.cross_entropy(snn(torch.randn(4, 3, 32, 32)), torch.arange(4)).backward()
+    assert all(0.05 < float(average.mean()) < 0.4 for average in measured), [float(a.mean()) for a in measured]
+    assert all(float(current.linear.weight.grad.norm()) > 0 for current in snn.loop.maps)
+
+
 def test_all_are_listed():
     assert set(FEEDBACK_NETWORKS) == {"feedback_convnet", "feedback_alexnet", "feedback_cifarnet"} <= set(list_snns())
 
