@@ -17,7 +17,9 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def outside_pages() -> dict[str, str]:
     """Where a file of the repository lies in the site: its path from the root, and its place in the site."""
-    results = sorted(path.name for path in (ROOT / "benchmarks" / "results").glob("*.md"))
+    folder = ROOT / "benchmarks" / "results"
+    found = sorted(path for path in folder.rglob("*") if path.suffix in (".md", ".svg"))
+    results = [path.relative_to(folder).as_posix() for path in found]
     return {"CHANGELOG.md": "changelog.md"} | {f"benchmarks/results/{name}": f"results/{name}" for name in results}
 
 

@@ -25,6 +25,8 @@ from accelerate.commands.launch import launch_command_parser
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from pages import PAGES, README, ROOT, Block, blocks
 
+from benchmarks.study import __main__ as study
+from benchmarks.study import timing
 from distill import cli
 
 SHORT = [
@@ -144,6 +146,22 @@ def check_launcher(words: list[str], rest: list[str]) -> None:
         load_config_from_file(args.config_file)
 
 
+def check_study(module: str, options: list[str], monkeypatch) -> None:
+    """python -m benchmarks.study, or its timing: options and rows are read, and nothing is run."""
+    if module == "benchmarks.study.timing":
+        timing.parser().parse_args(options)
+        return
+    assert module == "benchmarks.study", module
+
+    def stop(*args, **kwargs):
+        raise Parsed
+
+    with monkeypatch.context() as patch, pytest.raises(Parsed):
+        for name in ("Place", "_table"):  # what is called once the rows are known
+            patch.setattr(study, name, stop)
+        study.main(options)
+
+
 def check_command(command: list[str], monkeypatch) -> None:
     """What can be checked of a command without running it."""
     front, script, options = script_of(command)
@@ -159,6 +177,8 @@ def check_command(command: list[str], monkeypatch) -> None:
         check_launcher(words[1:], [f"scripts/{script}", *options])
     elif program == "sbatch":
         assert words[-1] == "configs/accelerate/slurm.sh" and Path(words[-1]).is_file()
+    elif words[:1] == ["-m"]:
+        check_study(words[1], words[2:], monkeypatch)
     elif program == "mkdocs":
         assert words[0] in ("build", "serve")
     else:

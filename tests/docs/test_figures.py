@@ -1,6 +1,7 @@
-"""Figures on the front page and in docs/measurements.md are those of the files in benchmarks/results/."""
+"""Figures of the front page, docs/measurements.md and docs/results.md are those of the files in benchmarks/results/."""
 
 import re
+from pathlib import Path
 
 import pytest
 from pages import README, ROOT, prose
@@ -22,6 +23,28 @@ FIGURES = {  # on both pages: file, and where in it the figure is, unrounded
     "1.47 times as long": ("2026-11-22_distillation_step.md", r"^\| joint (?:\| [^|]+){3}\| (\S+) \["),
 }
 
+STUDY = "study/short_no.md"
+FIDELITY = "2026-11-25_gradient_fidelity.md"
+CALIBRATION = "2026-11-22_calibration.md"
+
+ADVICE = {  # in docs/results.md
+    "**78.8 %**": (STUDY, r"`kd` (?:\| [^|]+){2}\| ([\d.]+) "),
+    "**75.7 %**": (STUDY, r"`joint` (?:\| [^|]+){2}\| ([\d.]+) "),
+    "are 3.1 points worse": (STUDY, r"joint [\d.]+, kd [\d.]+: -([\d.]+)"),
+    "to 71.2 % at T = 2": (STUDY, r"^\| \+ logit KD (?:\| [\d.]+ ){1}\| ([\d.]+) \| \*\*"),
+    "[79.8 %]": ("2026-11-22_cifar10_resnet18_one_epoch.md", r"^\| SNN, T = 4 \| (\S+) \|"),
+    "77.4 % |": (CALIBRATION, r"^\| 1\.0 \| 4 \| search \| (\S+) \|"),
+    "81.7 % |": (CALIBRATION, r"^\| 1\.0 \| 8 \| search \| (\S+) \|"),
+    "72.1 % |": (CALIBRATION, r"^\| 0\.2 \| 4 \| search \| (\S+) \| 52 \|"),
+    "to 52.2 %": (CALIBRATION, r"^\| 1\.0 \| 4 \| search, norms recalibrated \| (\S+) \|"),
+    "[99.34 % beside": ("2026-11-22_digits.md", r"^\| mean (?:\| \S+ ){4}\| (\S+) \|"),
+    "[1.47 times as long]": ("2026-11-22_distillation_step.md", r"^\| joint (?:\| [^|]+){3}\| (\S+) \["),
+    "| `rate_m` | 0.81": (FIDELITY, r"^\| rate_m \| trained (?:\| [^|]+){1}\| (\S+)"),
+    "| `rate_s` | 0.91": (FIDELITY, r"^\| rate_s \| trained (?:\| [^|]+){1}\| (\S+)"),
+    "both end at 98.59 %": ("2026-11-25_feedback.md", r"^\| `\w+` \| (\S+) \|"),
+    "`ide` has 93.7 %": ("2026-11-25_feedback.md", r"^\| mean \| \*\*(\S+)\*\* \|"),
+}
+
 
 def at(file: str, pattern: str) -> str:
     (value,) = set(re.findall(pattern, (RESULTS / file).read_text(), re.MULTILINE))
@@ -33,14 +56,23 @@ def rows(file: str, start: str) -> list[list[str]]:
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
 
 
-@pytest.mark.parametrize("figure", FIGURES)
-def test_a_figure_is_that_of_its_results_file(figure):
+def check_figure(figure: str, file: str, pattern: str, pages: list[Path]) -> None:
     number = re.search(r"[\d.]+", figure)[0]
     decimals = len(number.partition(".")[2])
-    assert f"{float(at(*FIGURES[figure])):.{decimals}f}" == number
-    for page in PAGES:
+    assert f"{float(at(file, pattern)):.{decimals}f}" == number
+    for page in pages:
         text = " ".join(prose(page).split())
-        assert figure in text and FIGURES[figure][0] in text, page.name
+        assert figure in text and file in text, page.name
+
+
+@pytest.mark.parametrize("figure", FIGURES)
+def test_a_figure_is_that_of_its_results_file(figure):
+    check_figure(figure, *FIGURES[figure], PAGES)
+
+
+@pytest.mark.parametrize("figure", ADVICE)
+def test_advice_stands_on_the_figure_of_its_results_file(figure):
+    check_figure(figure, *ADVICE[figure], [ROOT / "docs" / "results.md"])
 
 
 def test_the_table_of_the_digits_is_that_of_seed_0():

@@ -4,7 +4,6 @@ import os
 import re
 import subprocess
 import sys
-from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
@@ -14,6 +13,7 @@ from pages import ROOT
 import distill
 import models
 
+RESULTS = ROOT / "benchmarks" / "results"
 API = {models: ROOT / "docs" / "api" / "models.md", distill: ROOT / "docs" / "api" / "distill.md"}
 LOADS = re.compile(r"<(?:script|img|iframe|source)\b[^>]*\bsrc=\"([^\"]+)\"|<link\b[^>]*\bhref=\"([^\"]+)\"")
 
@@ -68,4 +68,6 @@ def test_the_site_is_built_without_a_warning_and_loads_nothing_from_elsewhere(tm
                 assert (page.parent / target.partition("#")[0].partition("?")[0]).exists(), f"{page}: {target}"
     text = (tmp_path / "site" / "api" / "models.html").read_text()
     assert "spiking_twin" in text and "Copies a network with neurons in place of its activations" in text
-    assert Path(tmp_path / "site" / "results").is_dir()  # what lies outside of docs/
+    results = tmp_path / "site" / "results"  # what lies outside of docs/
+    for picture in re.findall(r"!\[[^\]]*\]\((\S+)\)", (RESULTS / "study" / "short_no.md").read_text()):
+        assert (results / "study" / picture).is_file() and (results / "study" / "short_no.html").is_file()
