@@ -90,6 +90,16 @@ def test_broyden_needs_fewer_turns_where_the_loop_hardly_contracts():
     assert turns[1] < 0.8 * turns[0], turns
 
 
+def test_broyden_ends_after_twice_as_many_turns_as_an_image_has_numbers():
+    """As his method does for every linear system (Gay, 1979), whether the loop contracts or not."""
+    matrices = torch.randn(2, 3, 3, dtype=torch.float64)
+    g = torch.randn(2, 3, 1, 1, dtype=torch.float64)
+    beta, report = broyden(lambda v: (matrices @ v.flatten(1)[:, :, None])[..., None], g, 1e-9, 100)
+    wanted = torch.linalg.solve(torch.eye(3, dtype=torch.float64) - matrices, g.flatten(1)[:, :, None])[..., None]
+    torch.testing.assert_close(beta, wanted, rtol=1e-6, atol=1e-6)
+    assert report.converged and report.iterations <= 6
+
+
 def test_solvers_of_a_gradient_of_zero():
     g = torch.zeros(2, 8, 4, 4, dtype=torch.float64)
     turn_back = linearised(toy_loop(), images()).turn

@@ -135,8 +135,9 @@ def test_the_rate_is_the_mean_of_the_stream_of_inference(neuron):
 
 def test_dropout_has_one_mask_for_all_steps_and_none_is_left():
     loop = toy_loop(2, dropout=0.5)
-    loop.input_map.linear.weight.zero_()
-    loop.input_map.linear.bias.fill_(3.0)
+    for current in (loop.input_map, *loop.maps):
+        current.linear.weight.zero_()
+        current.linear.bias.fill_(3.0)
     loop.feedback.linear.weight.zero_()
     drawn = []
     for _ in range(2):
