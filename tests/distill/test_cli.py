@@ -49,6 +49,11 @@ OVERRIDES = {
         model="lif", threshold=2.0, alpha=0.25, learn_threshold=False, grad_scaling=0.5, lower_bound=0.125, tau=3.0,
         delta_t=0.5,
     ),
+    "student.feedback": dict(
+        solver="broyden", tolerance=0.5, max_iterations=7, patience=3, bounded_norm="frobenius", bound=0.75,
+        batch_norm=False, dropout=0.125, head_start=0.25, backward_timesteps=9, backward_threshold=0.75,
+        gradient_scale=2.0, readout_side=4,
+    ),
     "student.neuron": dict(leak=0.5, learnable_leak=True, threshold=2.0, reset="hard", detach_reset=False, alpha=3.0),
     "loss": dict(
         student_ce=0.5, student_kd=0.25, hybrid_ce=2.0, hybrid_kd=3.0, hybrid_feature=0.75, feature="cosine",
@@ -58,8 +63,9 @@ OVERRIDES = {
     "schedule": dict(name="progressive", epochs=[1, 2], restart_lr=False, freeze=True),
     "train": SMOOTHED_BY_LOSS,
 }  # fmt: skip
+PARTS_OF_BOTH = ("run", "data", "student", "student.dsr", "student.feedback", "student.neuron", "init")
 SNN_OVERRIDES = {
-    **{name: OVERRIDES[name] for name in ("run", "data", "student", "student.dsr", "student.neuron", "init")},
+    **{name: OVERRIDES[name] for name in PARTS_OF_BOTH},
     "ann": OVERRIDES["teacher"],
     "loss": dict(name="ce", label_smoothing=0.125, tet_lambda=0.5, tet_target=2.0, gradient_scale="1/T"),
     "train": SMOOTHED_BY_LOSS,

@@ -67,7 +67,7 @@ REFUSED = [
     (
         DistillConfig,
         dict(student=StudentConfig(name="resnet18_cifar", algorithm="sltt")),
-        "student.algorithm must be one of ('rate_m', 'rate_s', 'bptt', 'dsr') in distillation "
+        "student.algorithm must be one of ('rate_m', 'rate_s', 'bptt', 'dsr', 'ide', 'spide') in distillation "
         "(a backward pass each step: train it with scripts/train_snn.py), found 'sltt'",
     ),
     (DistillConfig, POISSON_AND_NOISE, "data.random_erasing must be 0 with student.encoder=poisson"),
