@@ -27,7 +27,7 @@ from distill.data.loaders import skip_batches
 from distill.ema import WeightAverage
 from distill.epoch_log import EpochLog
 from distill.interruption import INTERRUPTION, Preempted
-from distill.meters import Progress, backward_figures, recorded_rates
+from distill.meters import BackwardFigures, Progress, recorded_rates
 from distill.mixing import Mixing
 from distill.optimizers import warmup_cosine
 from distill.preparation import channels_last, prepare_training
@@ -151,6 +151,7 @@ class _Fit:
             self.scheduler, self.average, config, loader.dataset, folder.saving.allow_changed,
         )  # fmt: skip
         self.guard = StepGuard(accelerator, self.model)
+        self.backward_figures = BackwardFigures(self.network)
         self.bad_steps = BadSteps(stage, accelerator, self.agreement, folder, loader, config.accumulate)
         self.epoch_log = EpochLog(stage, accelerator, folder, self.state, self.steps_per_epoch)
         self.progress = Progress()
@@ -248,7 +249,7 @@ class _Fit:
                 parts = self.backward(accelerator, self.model, images, labels, step)
             except NonContractingLoopError as error:
                 raise self._without_equilibrium(error, step) from error
-            guard.after_pass(parts, len(labels), rates, backward_figures(self.network))
+            guard.after_pass(parts, len(labels), rates, self.backward_figures.take())
             if accelerator.sync_gradients:
                 norm = None
                 if self.config.clip is not None:

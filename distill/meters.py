@@ -64,7 +64,7 @@ class Progress:
     losses: Means = field(default_factory=Means)
     rates: Means = field(default_factory=Means)
     backward: Means = field(default_factory=Means)
-    """What `backward_figures` found."""
+    """What `BackwardFigures` found."""
 
     def next_epoch(self) -> Progress:
         """The progress between this epoch and the next."""
@@ -89,19 +89,25 @@ def neuron_layers(network: nn.Module) -> dict[str, nn.Module]:
     return {name: m for name, m in network.named_modules() if isinstance(m, (SpikingNeuron, DSRNeuron))}
 
 
-def backward_figures(network: nn.Module) -> dict[str, Tensor]:
-    """What the modules of a network want logged of the backward pass just made, by names as "residual/MODULE".
+class BackwardFigures:
+    """What the modules of a network want logged of each backward pass, by names as "residual/MODULE".
 
     A module that has something to say has a method `take_backward_figures`, which gives scalars by name once, "KIND" or
-    "KIND/PART" for a part of it (`models.FeedbackLoop`).
+    "KIND/PART" for a part of it (`models.FeedbackLoop`). Which they are is looked up once, not in each step.
     """
-    found = {}
-    for path, module in network.named_modules():
-        if callable(take := getattr(module, "take_backward_figures", None)):
+
+    def __init__(self, network: nn.Module) -> None:
+        found = ((path, getattr(m, "take_backward_figures", None)) for path, m in network.named_modules())
+        self._sources: list[tuple[str, Callable[[], dict[str, Tensor]]]] = [(p, take) for p, take in found if take]
+
+    def take(self) -> dict[str, Tensor]:
+        """Of the backward pass just made."""
+        figures = {}
+        for path, take in self._sources:
             for name, value in take().items():
                 kind, _, part = name.partition("/")
-                found[f"{kind}/{'.'.join(filter(None, (path, part)))}"] = value
-    return found
+                figures[f"{kind}/{'.'.join(filter(None, (path, part)))}"] = value
+        return figures
 
 
 @contextlib.contextmanager

@@ -78,9 +78,9 @@ class Unrolled(nn.Module):
             if source.op == "get_attr":
                 values[source] = getattr(self.step, source.target)  # type: ignore[arg-type]
         each = {source: self._unfolded(values[source]) for source in outside if source in changing}
-        like = next(values[source] for source in outside if source.op != "get_attr")
-        images = like.shape[0] // (self.timesteps if each else 1)
-        spikes = like.new_zeros(images, *before.meta["shape"])
+        like = next(source for source in outside if source.op != "get_attr")
+        images = values[like].shape[0] // (self.timesteps if like in each else 1)
+        spikes = values[like].new_zeros(images, *before.meta["shape"])
         membranes: dict[fx.Node, Tensor | None] = dict.fromkeys(nodes)
         needed = {node: [] for node in nodes if any(user not in nodes for user in node.users)}  # type: ignore[var-annotated]
         for t in range(self.timesteps):

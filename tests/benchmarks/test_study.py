@@ -26,11 +26,7 @@ CONFIGS = {
 }
 
 
-@pytest.fixture
-def place(tmp_path):
-    for split in ("train", "test"):
-        (tmp_path / "data" / split).mkdir(parents=True)
-    (tmp_path / "teacher.safetensors").touch()
+def place_in(tmp_path):
     return Place(
         runs=tmp_path / "runs",
         data=tmp_path / "data",
@@ -39,6 +35,14 @@ def place(tmp_path):
         precision="no",
         threads=1,
     )
+
+
+@pytest.fixture
+def place(tmp_path):
+    for split in ("train", "test"):
+        (tmp_path / "data" / split).mkdir(parents=True)
+    (tmp_path / "teacher.safetensors").touch()
+    return place_in(tmp_path)
 
 
 @pytest.mark.parametrize("name", ALL_ROWS)
@@ -515,14 +519,7 @@ def test_a_row_that_is_cut_off_goes_on_and_conversions_leave_run_folders(tmp_pat
     monkeypatch.setitem(running.NETWORK, "min_top1", "0")
     small = {"train.epochs": "2", "train.batch_size": "4", "run.save_every": "1 steps", "run.compile": "false"}
     monkeypatch.setitem(running.SCALES["short"].__dict__, "arguments", small)
-    place = Place(
-        runs=tmp_path / "runs",
-        data=tmp_path / "data",
-        teacher=tmp_path / "teacher.safetensors",
-        scale="short",
-        precision="no",
-        threads=1,
-    )
+    place = place_in(tmp_path)
     folder, sleep = place.folder("kd", 0), running.time.sleep
 
     def interrupted(seconds):

@@ -5,14 +5,13 @@ import json
 
 import pytest
 import torch
-from test_snn_training import config_of, train
+from test_snn_training import config_of, stopped, train
 from toy_runs import equal, forget_accelerate, metrics_of, timeless, weights_of
 
 import models
 from distill import DataConfig, StudentConfig
 from distill.config import EvaluationConfig
 from distill.html_report import write_report
-from distill.runs import RunFolder
 from distill.saved_evaluation import run as evaluate
 from models import FeedbackConfig, NeuronConfig, NonContractingLoopError
 from models.feedback import loop as loops
@@ -71,20 +70,6 @@ def test_what_is_logged_is_the_mean_over_the_batches(tmp_path, monkeypatch):
     first, second = metrics_of(tmp_path / "r")  # four batches each: 0 to 3, 4 to 7
     assert (first["backward/iterations/loop"], second["backward/iterations/loop"]) == (1.5, 5.5)
     assert second["backward/firing_rate/loop.part"] == 0.5
-
-
-def stopped(config, monkeypatch, epoch):
-    """A run that ends in this epoch, after its metrics were written and before its checkpoint was."""
-    append = RunFolder.append_metrics
-
-    def stop(self, values):
-        append(self, values)
-        if values["epoch"] == epoch:
-            raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(RunFolder, "append_metrics", stop)
-        train(config)
 
 
 def test_an_interrupted_run_ends_where_an_uninterrupted_one_does(finished, tmp_path, monkeypatch):
