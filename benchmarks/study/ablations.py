@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import operator
 from dataclasses import dataclass
 
 from benchmarks.study.rows import BEST, ROWS, Row, changed
@@ -32,6 +34,29 @@ def _each(name: str, *values: str) -> dict[str, dict[str, str]]:
     return {value: {name: value} for value in values}
 
 
+def _in_turn(steps: dict[str, dict[str, str]]) -> dict[str, dict[str, str]]:
+    """Each with the changes of those before it."""
+    return dict(zip(steps, itertools.accumulate(steps.values(), operator.or_), strict=True))
+
+
+_FIRST = {
+    "student.init": "teacher",
+    "student.neuron.leak": "0.2",
+    "student.neuron.detach_reset": "true",
+    "init.adapters": "random",
+    "train.freeze_norms": "false",
+    "train.lr": "0.03",
+}
+"""With which the study began, and missed its target for hybrids."""
+_STEPS = {
+    "first": _FIRST,
+    "then calibrated": {"student.init": "calibrated"},
+    "then lr 0.003": {"train.lr": "0.003"},
+    "then regression": {"init.adapters": "regression"},
+    "then leak 0.5": {"student.neuron.leak": "0.5", "student.neuron.detach_reset": "false"},
+}
+"""What was changed since, in turn; the calibrated statistics are what is left to the default."""
+
 ABLATIONS: dict[str, Ablation] = {
     "loss": Ablation(
         title="Parts of the loss",
@@ -46,13 +71,28 @@ ABLATIONS: dict[str, Ablation] = {
     ),
     "temperature": Ablation(title="Temperature", default="2", changes=_each("loss.temperature", "1", "4")),
     "taps": Ablation(title="Taps", default="stages", changes=_each("taps", "blocks")),
-    "adapters": Ablation(title="Where adapters start", default="random", changes=_each("init.adapters", "regression")),
-    "init": Ablation(
-        title="Where the student starts", default="teacher", changes=_each("student.init", "calibrated", "scratch")
+    "adapters": Ablation(title="Where adapters start", default="regression", changes=_each("init.adapters", "random")),
+    "init": Ablation(title="Where the student starts", default="calibrated", changes=_each("student.init", "teacher")),
+    "norms": Ablation(
+        title="Statistics of the batch norms",
+        default="the calibrated ones",
+        changes={"of the batch": {"train.freeze_norms": "false"}},
     ),
-    "leak": Ablation(title="Leak", default="0.2", changes=_each("student.neuron.leak", "0.5", "1.0")),
+    "leak": Ablation(title="Leak", default="0.5", changes=_each("student.neuron.leak", "0.2", "1.0")),
     "threshold": Ablation(title="Threshold", default="1", changes=_each("student.neuron.threshold", "0.5", "2")),
-    "lr": Ablation(title="Learning rate", default="the scale's", changes=_each("train.lr", "0.01", "0.1", "0.2")),
+    "reset": Ablation(
+        title="Gradient through the reset", default="yes", changes={"no": {"student.neuron.detach_reset": "true"}}
+    ),
+    "lr": Ablation(
+        title="Learning rate", default="the scale's", changes=_each("train.lr", "0.0003", "0.003", "0.01", "0.03")
+    ),
+    "remedies": Ablation(title="One remedy after another", default="then frozen norms", changes=_in_turn(_STEPS)),
+    "kd_remedies": Ablation(
+        title="Logit distillation without any of them",
+        default="all of them",
+        changes={"first": {name: _FIRST[name] for name in _FIRST if name != "init.adapters"}},
+        base="kd",
+    ),
     "gradient_scale": Ablation(  # distillation has no such setting
         title="Scale of the gradient",
         default="none",

@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import yaml
+
 from benchmarks.study.ablations import ALL_ROWS
 from benchmarks.study.records import Record
 from benchmarks.study.rows import BEST, HYBRIDS
@@ -55,14 +57,15 @@ def mean(values: Sequence[float | None]) -> Mean | None:
 def alike(records: Sequence[Record]) -> tuple[list[Record], dict[str, Any], list[Record]]:
     """Records of the settings that most have, these settings, and the other records.
 
-    Where a row itself says one of the settings, it may differ.
+    Where a row itself says one of the settings, that is the one that counts.
     """
     plain = [r["settings"] for r in sorted(records, key=lambda r: r["ended"], reverse=True)]
     common = max(plain, key=plain.count)  # of as many the newest
 
     def fits(record: Record) -> bool:
-        own = ALL_ROWS[record["row"]].arguments
-        return all(record["settings"][name] == value for name, value in common.items() if name not in own)
+        said = ALL_ROWS[record["row"]].said(record["scale"]).items()
+        own = {name: yaml.safe_load(value) for name, value in said if name in common}
+        return record["settings"] == {**common, **own}
 
     return [r for r in records if fits(r)], common, [r for r in records if not fits(r)]
 

@@ -27,21 +27,26 @@ class Scale:
     arguments: dict[str, str]
 
 
+_SMALL = {
+    "train.batch_size": "32",
+    "train.lr": "0.003",
+    "train.warmup_steps": "50",
+    "data.max_train_samples": "10240",
+    "data.max_eval_samples": "2000",
+}
+
 SCALES = {
     "full": Scale(
         what="6 epochs of the 50,000 images, evaluated on all 10,000 test images",
-        arguments={"train.epochs": "6", "train.warmup_steps": "100"},
+        arguments={"train.epochs": "6", "train.lr": "0.01", "train.warmup_steps": "100"},
     ),
     "short": Scale(
         what="3 epochs of 10,240 images in batches of 32, evaluated on 2,000 test images",
-        arguments={
-            "train.epochs": "3",
-            "train.batch_size": "32",
-            "train.lr": "0.03",
-            "train.warmup_steps": "50",
-            "data.max_train_samples": "10240",
-            "data.max_eval_samples": "2000",
-        },
+        arguments={**_SMALL, "train.epochs": "3"},
+    ),
+    "brief": Scale(
+        what="1 epoch of 10,240 images in batches of 32, evaluated on 2,000 test images",
+        arguments={**_SMALL, "train.epochs": "1"},
     ),
 }
 
@@ -73,11 +78,22 @@ class Row:
         """The section of the configuration that describes the analogue network."""
         return "ann" if self.script == "train_snn" else "teacher"
 
+    def said(self, scale: str) -> dict[str, str]:
+        """The row's own arguments at a scale, which come after those of the scale."""
+        return {**self.arguments, **self.at_scale.get(scale, {})}
 
-TWIN = {"student.name": "twin"}
+
+NEURON = {"student.neuron.leak": "0.5", "student.neuron.detach_reset": "false"}
+"""Of all students."""
+FRESH = {name: {"train.lr": lr} for name, lr in {"full": "0.1", "short": "0.03", "brief": "0.03"}.items()}
+"""Weights that are drawn anew take steps, at each scale, that would ruin calibrated ones."""
+CALIBRATED = {**NEURON, "student.init": "calibrated"}
+TAUGHT = {**CALIBRATED, "train.freeze_norms": "true"}
+"""A twin from the teacher's weights, trained as the network that it was calibrated as."""
 NO_TAPS = {"taps": "[]"}
+WITH_TAPS = {**TAUGHT, "init.adapters": "regression"}
+TWIN = {**NEURON, "student.name": "twin"}
 BPTT = {**TWIN, "student.algorithm": "bptt"}
-CALIBRATED = {**NO_TAPS, "student.init": "calibrated"}
 
 HYBRIDS = ("joint", "progressive", "stochastic")
 """The rows that train hybrids."""
@@ -86,43 +102,66 @@ BEST = "joint"
 """The one of `HYBRIDS` from which further rows and the ablations are derived."""
 
 _TRAINED: dict[str, Row] = {
-    "scratch": Row(title="rate_m from scratch", label="rate_m", script="train_snn", arguments=TWIN, teacher=False),
+    "scratch": Row(
+        title="rate_m from scratch",
+        label="rate_m",
+        script="train_snn",
+        arguments=TWIN,
+        at_scale=FRESH,
+        teacher=False,
+    ),
     "teacher_weights": Row(
         title="rate_m from the teacher's weights, labels alone",
         label="teacher's weights",
         script="train_snn",
-        arguments=TWIN,
+        arguments={**TAUGHT, "student.name": "twin"},
         seeds=3,
     ),
-    "kd": Row(title="+ logit KD", label="logit KD", script="distill", arguments=NO_TAPS, seeds=3),
+    "kd": Row(title="+ logit KD", label="logit KD", script="distill", arguments={**TAUGHT, **NO_TAPS}, seeds=3),
     "joint": Row(
-        title="+ hybrids, joint", label="joint", script="distill", arguments={"schedule.name": "joint"}, seeds=3
+        title="+ hybrids, joint",
+        label="joint",
+        script="distill",
+        arguments={**WITH_TAPS, "schedule.name": "joint"},
+        seeds=3,
     ),
     "progressive": Row(
         title="+ hybrids, progressive",
         label="progressive",
         script="distill",
-        arguments={"schedule.name": "progressive"},
+        arguments={**WITH_TAPS, "schedule.name": "progressive"},
         at_scale={"short": {"taps": "[layer2]", "schedule.epochs": "[1, 2]"}},  # three epochs: no stage for each tap
     ),
     "stochastic": Row(
-        title="+ hybrids, stochastic", label="stochastic", script="distill", arguments={"schedule.name": "stochastic"}
+        title="+ hybrids, stochastic",
+        label="stochastic",
+        script="distill",
+        arguments={**WITH_TAPS, "schedule.name": "stochastic"},
     ),
-    "bptt": Row(title="BPTT from scratch", label="BPTT", script="train_snn", arguments=BPTT, teacher=False),
-    "ann": Row(title="the same ANN on labels alone", label="ANN", script="train_teacher", teacher=False),
+    "bptt": Row(
+        title="BPTT from scratch",
+        label="BPTT",
+        script="train_snn",
+        arguments=BPTT,
+        at_scale=FRESH,
+        teacher=False,
+    ),
+    "ann": Row(
+        title="the same ANN on labels alone", label="ANN", script="train_teacher", at_scale=FRESH, teacher=False
+    ),
 }
 _CONVERTED: dict[str, Row] = {
     "convert_lif": Row(
-        title="calibrated twin, leak 0.2, no training",
+        title="calibrated twin, leak 0.5, no training",
         label="converted, LIF",
         script="convert",
-        arguments={**CALIBRATED, "student.neuron.leak": "0.2"},
+        arguments={**CALIBRATED, **NO_TAPS},
     ),
     "convert_if": Row(
         title="calibrated twin, leak 1 (IF), no training",
         label="converted, IF",
         script="convert",
-        arguments={**CALIBRATED, "student.neuron.leak": "1.0", "eval_timesteps": "[8, 16, 32]"},
+        arguments={**CALIBRATED, **NO_TAPS, "student.neuron.leak": "1.0", "eval_timesteps": "[8, 16, 32]"},
     ),
     "convert_spikingjelly": Row(
         title="SpikingJelly's converter (IF), no training",
@@ -152,8 +191,12 @@ def _of_the_best() -> dict[str, Row]:
         )
         for steps in (1, 2, 8)
     }
-    sew = {"student.name": "sew_resnet18", "student.width": "32"}
-    return {**rows, f"{BEST}_sew": changed(best, f"{BEST}, student sew_resnet18", f"{BEST}, SEW", sew)}
+    sew = {
+        **{"student.name": "sew_resnet18", "student.width": "32", "student.init": "scratch"},
+        **{"init.adapters": "random", "train.freeze_norms": "false"},
+    }
+    fresh = changed(best, f"{BEST}, student sew_resnet18", f"{BEST}, SEW", sew)
+    return {**rows, f"{BEST}_sew": replace(fresh, at_scale={**fresh.at_scale, **FRESH})}
 
 
 ROWS: dict[str, Row] = {
@@ -165,6 +208,7 @@ ROWS: dict[str, Row] = {
         label="TET",
         script="train_snn",
         arguments={**BPTT, "loss.name": "tet"},
+        at_scale=FRESH,
         teacher=False,
     ),
 }

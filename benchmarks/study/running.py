@@ -109,8 +109,7 @@ def command(place: Place, row: Row, seed: int, folder: Path) -> list[str]:
         "data.root": str(place.data),
         **network,
         **SCALES[place.scale].arguments,
-        **row.arguments,
-        **row.at_scale.get(place.scale, {}),
+        **row.said(place.scale),
     }
     words = [
         *(["-m", "benchmarks.study.conversion"] if row.script == "convert" else [f"scripts/{row.script}.py"]),

@@ -95,13 +95,23 @@ def _about(records: Sequence[Record], settings: Mapping[str, Any], others: Seque
         f"Made by `{command}`. Every row: {settings['train.epochs']} epochs of {_count(train)} images in batches of "
         f"{settings['train.batch_size']}, learning rate {settings['train.lr']} after {settings['train.warmup_steps']} "
         f"steps of warm-up, evaluated on {_count(test)} test images; the same augmentation and seeds "
-        f"(`benchmarks/study/common.yaml`, `rows.py`). Teacher: timm's ResNet-18 of width 32{teacher}. Student: its "
-        "spiking twin, T = 4, where the row does not say otherwise. Rows that were not run are absent."
+        f"(`benchmarks/study/common.yaml`, `rows.py`). {_own_rates(records, settings['train.lr'])}"
+        f"Teacher: timm's ResNet-18 of width 32{teacher}. Student: its spiking twin, T = 4, where the row does not say "
+        "otherwise. Rows that were not run are absent."
     )
     if others:
         names = dict.fromkeys(f"`{record['row']}`" for record in others)
         said += f"\n\nLeft out, because they were run with other settings: {', '.join(names)}."
     return said
+
+
+def _own_rates(records: Sequence[Record], common: float) -> str:
+    """A sentence for each learning rate that rows of the main table have besides that of all."""
+    found: dict[float, dict[str, None]] = {}
+    for record in records:
+        if record["row"] in ROWS and (rate := record["settings"]["train.lr"]) != common:
+            found.setdefault(rate, {})[f"`{record['row']}`"] = None
+    return "".join(f"Of {', '.join(names)} the learning rate is {rate}. " for rate, names in found.items())
 
 
 def _count(images: int | None) -> str:

@@ -200,7 +200,7 @@ def test_a_mistyped_command_leaves_no_folder(place, monkeypatch):
     ("change", "message"),
     [
         (["kdd"], "unknown rows ['kdd']; known are ['scratch', 'teacher_weights', 'kd'"),
-        (["--scale", "long"], "choose from full, short"),
+        (["--scale", "long"], "choose from full, short, brief"),
         (["--data", "nowhere"], "nowhere must hold train.tar, or a folder train"),
         (["--teacher", "nothing"], "nothing is no file"),
         (["--threads", "0"], "--threads must be at least 1, found 0"),
@@ -211,7 +211,7 @@ def test_a_mistake_ends_with_one_clear_line(change, message, place, capsys):
     with pytest.raises(SystemExit) as end:
         program.main([*words, *change])
     assert end.value.code == 2
-    assert message in capsys.readouterr().err.splitlines()[-1].replace("'full', 'short'", "full, short")
+    assert message in capsys.readouterr().err.splitlines()[-1].replace("'full', 'short', 'brief'", "full, short, brief")
 
 
 def test_runs_of_another_precision_are_not_taken_for_ones_own(place, fake, capsys):
@@ -227,7 +227,7 @@ def test_a_seed_of_all_rows_comes_before_the_next():
     assert program._runs(["kd", "bptt"], [4]) == [("kd", 4), ("bptt", 4)]
 
 
-def leave(runs, row, seed=0, top1=50.0, cpu="a processor", old=False, lr=0.1, **summary):
+def leave(runs, row, seed=0, top1=50.0, cpu="a processor", old=False, lr=0.003, **summary):
     """A run folder as a finished run leaves it."""
     folder = runs / "short" / row / f"seed{seed}"
     folder.mkdir(parents=True)
@@ -364,8 +364,8 @@ def study(tmp_path):
         leave(runs, "kd", seed, kd, teacher_top1=87.5)
         leave(runs, "joint", seed, joint, cpu="another" if seed == 2 else "a processor", **TAUGHT)
     leave(runs, "teacher_weights", top1=60.5)
-    leave(runs, "scratch", top1=40.0)
-    leave(runs, "bptt", top1=41.25)
+    leave(runs, "scratch", top1=40.0, lr=0.03)
+    leave(runs, "bptt", top1=41.25, lr=0.03)
     records.collect(runs, "short", results)
     return records.file_of(results, "short", "no")
 
@@ -380,19 +380,23 @@ def test_the_table_has_the_figures_worked_out_by_hand(study):
     assert "Machine A: a processor, 1 thread.\nMachine B: another, 1 thread.\nTimes, images/s" in text
     assert line_with(text, "| + logit KD | 30.40")[1:] == ["30.40 [30.00, 30.80]", "**60.40 [60.00, 60.80]**"]
     assert "- `bptt`, seed 0: layer1.0.act1 0.60 %" in text and "act1 24.4" not in text
-    assert "Every row: 2 epochs of 1,200 images in batches of 32, learning rate 0.1 after 5 steps of warm-up" in text
+    assert "Every row: 2 epochs of 1,200 images in batches of 32, learning rate 0.003 after 5 steps of warm-up" in text
+    assert "Of `scratch`, `bptt` the learning rate is 0.03. " in text
     assert "evaluated on all test images" in text and "Left out" not in text
     assert "`tet`" not in text and "Versions: python 3.11, torch 2.9. " in text
 
 
 def test_runs_of_other_settings_are_left_out(study, tmp_path):
-    leave(tmp_path / "more", "tet", lr=0.2)
-    leave(tmp_path / "more", "joint-lr-0.2", lr=0.2)
+    leave(tmp_path / "more", "teacher_weights", seed=1, lr=0.2)
+    leave(tmp_path / "more", "tet", lr=0.2)  # says 0.03 itself
+    leave(tmp_path / "more", "ann", lr=0.03)
+    leave(tmp_path / "more", "joint-lr-0.01", lr=0.01)
     records.collect(tmp_path / "more", "short", study.parent)
     text = tables.study(records.read(study), {}, [], "")
-    assert "run with other settings: `tet`." in text and "| `tet` |" not in text
+    assert "run with other settings: `teacher_weights`, `tet`." in text and "| `tet` |" not in text
+    assert "| `ann` |" in text
     text = tables.ablations(records.read(study), "")
-    assert line_with(text, "`joint-lr-0.2`")[0] == "0.2" and "Left out" not in text
+    assert line_with(text, "`joint-lr-0.01`")[0] == "0.01" and "Left out" not in text
 
 
 def test_differences_smaller_than_the_spread_of_the_seeds_are_none(study):
