@@ -83,10 +83,10 @@ ABLATIONS: dict[str, Ablation] = {
     "reset": Ablation(
         title="Gradient through the reset", default="yes", changes={"no": {"student.neuron.detach_reset": "true"}}
     ),
-    "lr": Ablation(
-        title="Learning rate", default="the scale's", changes=_each("train.lr", "0.0003", "0.003", "0.01", "0.03")
+    "lr": Ablation(title="Learning rate", default="the scale's", changes=_each("train.lr", "0.0003", "0.003", "0.01")),
+    "remedies": Ablation(
+        title="One remedy after another", default="then frozen norms, lr 0.001", changes=_in_turn(_STEPS)
     ),
-    "remedies": Ablation(title="One remedy after another", default="then frozen norms", changes=_in_turn(_STEPS)),
     "kd_remedies": Ablation(
         title="Logit distillation without any of them",
         default="all of them",

@@ -29,7 +29,7 @@ class Scale:
 
 _SMALL = {
     "train.batch_size": "32",
-    "train.lr": "0.003",
+    "train.lr": "0.001",
     "train.warmup_steps": "50",
     "data.max_train_samples": "10240",
     "data.max_eval_samples": "2000",
@@ -38,7 +38,7 @@ _SMALL = {
 SCALES = {
     "full": Scale(
         what="6 epochs of the 50,000 images, evaluated on all 10,000 test images",
-        arguments={"train.epochs": "6", "train.lr": "0.01", "train.warmup_steps": "100"},
+        arguments={"train.epochs": "6", "train.lr": "0.002", "train.warmup_steps": "100"},
     ),
     "short": Scale(
         what="3 epochs of 10,240 images in batches of 32, evaluated on 2,000 test images",

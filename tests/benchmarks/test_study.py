@@ -227,7 +227,7 @@ def test_a_seed_of_all_rows_comes_before_the_next():
     assert program._runs(["kd", "bptt"], [4]) == [("kd", 4), ("bptt", 4)]
 
 
-def leave(runs, row, seed=0, top1=50.0, cpu="a processor", old=False, lr=0.003, **summary):
+def leave(runs, row, seed=0, top1=50.0, cpu="a processor", old=False, lr=0.001, **summary):
     """A run folder as a finished run leaves it."""
     folder = runs / "short" / row / f"seed{seed}"
     folder.mkdir(parents=True)
@@ -380,7 +380,7 @@ def test_the_table_has_the_figures_worked_out_by_hand(study):
     assert "Machine A: a processor, 1 thread.\nMachine B: another, 1 thread.\nTimes, images/s" in text
     assert line_with(text, "| + logit KD | 30.40")[1:] == ["30.40 [30.00, 30.80]", "**60.40 [60.00, 60.80]**"]
     assert "- `bptt`, seed 0: layer1.0.act1 0.60 %" in text and "act1 24.4" not in text
-    assert "Every row: 2 epochs of 1,200 images in batches of 32, learning rate 0.003 after 5 steps of warm-up" in text
+    assert "Every row: 2 epochs of 1,200 images in batches of 32, learning rate 0.001 after 5 steps of warm-up" in text
     assert "Of `scratch`, `bptt` the learning rate is 0.03. " in text
     assert "evaluated on all test images" in text and "Left out" not in text
     assert "`tet`" not in text and "Versions: python 3.11, torch 2.9. " in text
