@@ -27,7 +27,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from spikingjelly.activation_based import functional
-from torch import Tensor
+from torch import Tensor, nn
 
 from benchmarks.machine import cpu
 from distill.data import DataConfig, Preprocessing, load_data
@@ -53,16 +53,22 @@ class Closeness(NamedTuple):
     """Its length in units of that of BPTT."""
 
 
-def gradients(snn: SpikingNetwork, algorithm: str, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+def gradients(
+    snn: SpikingNetwork, algorithm: str, images: Tensor, labels: Tensor, frozen_norms: bool = False
+) -> dict[str, Tensor]:
     """The gradient of each parameter, by name, for the mean cross-entropy of images (B, C, H, W); buffers are kept.
 
     Args:
         algorithm: one of the network's, or "bptt_by_step": the network runs a step at a time on plain tensors, with the
             graph of all steps. Dropout draws a mask for each step there, Poisson input the same numbers.
+        frozen_norms: batch norms take their running statistics, as in a training with train.freeze_norms.
     """
     buffers = {name: buffer.clone() for name, buffer in snn.named_buffers()}
     by_step = algorithm == "bptt_by_step"
     set_algorithm(snn, "bptt" if by_step else algorithm).train().zero_grad(set_to_none=True)
+    for module in snn.modules():
+        if frozen_norms and isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.training = False
     torch.manual_seed(0)  # the same Poisson input and dropout for each algorithm
     F.cross_entropy(_by_step(snn, images) if by_step else snn(images), labels).backward()
     with torch.no_grad():
@@ -96,10 +102,12 @@ def _close(a: Tensor, b: Tensor) -> Closeness:
     return Closeness((a @ b / (a.norm() * b.norm())).item(), (a.norm() / b.norm()).item())
 
 
-def measure(networks: list[SpikingNetwork], rule: str, batches: list[Batch]) -> dict[str, list[Closeness]]:
+def measure(
+    networks: list[SpikingNetwork], rule: str, batches: list[Batch], frozen_norms: bool = False
+) -> dict[str, list[Closeness]]:
     """By weight: of each network on its batch."""
     rows = [
-        closeness(gradients(snn, rule, *batch), gradients(snn, REFERENCE[rule], *batch))
+        closeness(*(gradients(snn, algorithm, *batch, frozen_norms) for algorithm in (rule, REFERENCE[rule])))
         for snn, batch in zip(networks, batches, strict=True)
     ]
     return {name: [row[name] for row in rows] for name in rows[0]}
@@ -200,6 +208,7 @@ def main() -> None:
     parser.add_argument("--model", required=True, help="folder of a saved spiking network, e.g. runs/x/student")
     parser.add_argument("--fresh", action="store_true", help="also the same network with weights drawn anew")
     parser.add_argument("--weights", help="also the same network with the weights of this safetensors file")
+    parser.add_argument("--frozen-norms", action="store_true", help="batch norms take their running statistics")
     parser.add_argument("--root", help="folder with train/ and val/ (or tars); without it, scikit-learn's digits")
     parser.add_argument("--algorithms", nargs="+", default=list(REFERENCE), choices=list(REFERENCE))
     parser.add_argument("--timesteps", nargs="+", type=int, default=[2, 4, 6, 8])
@@ -223,13 +232,14 @@ def main() -> None:
     for rule, kind, steps in itertools.product(args.algorithms, kinds, args.timesteps):
         for network in kinds[kind]:
             network.timesteps = steps
-        measured[rule, kind, steps] = measure(kinds[kind], rule, batches)
+        measured[rule, kind, steps] = measure(kinds[kind], rule, batches, args.frozen_norms)
         print(f"{rule}, {kind}, T = {steps}: {_with_spread(measured[rule, kind, steps][ALL])}", flush=True)
+    numbers = str(dtype).removeprefix("torch.") + ", running statistics" * args.frozen_norms
     packages = ", ".join(f"{name} {value}" for name, value in versions().items())
     title = f"""# Rate-based gradients beside those of backpropagation through time
 
 {snn.spec.get("name", "twin")}, trained with {snn.spec["algorithm"]} at T = {trained}; {len(batches)} seeds, a batch of
-{args.batch} training images each, {str(dtype).removeprefix("torch.")}; {torch.get_num_threads()} thread(s) of
+{args.batch} training images each, {numbers}; {torch.get_num_threads()} thread(s) of
 {cpu()["cpu"]}, {time.perf_counter() - started:.0f} s, {datetime.date.today()}; {packages}."""
     text = report(measured, title)
     print(text)

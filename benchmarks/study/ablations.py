@@ -79,6 +79,12 @@ ABLATIONS: dict[str, Ablation] = {
         changes={"of the batch": {"train.freeze_norms": "false"}},
     ),
     "leak": Ablation(title="Leak", default="0.5", changes=_each("student.neuron.leak", "0.2", "1.0")),
+    "converted": Ablation(
+        title="Leak, without training",
+        default="0.5",
+        changes=_each("student.neuron.leak", "0.2", "0.3", "0.4", "0.6", "0.7", "0.8", "1.0"),
+        base="convert_lif",
+    ),
     "threshold": Ablation(title="Threshold", default="1", changes=_each("student.neuron.threshold", "0.5", "2")),
     "reset": Ablation(
         title="Gradient through the reset", default="yes", changes={"no": {"student.neuron.detach_reset": "true"}}

@@ -43,12 +43,28 @@ def test_of_one_step_all_gradients_are_the_same():
             assert values[0] == pytest.approx((1.0, 1.0), abs=1e-9)
 
 
-def test_bptt_by_step_is_bptt_where_nothing_is_normalised():
-    snn, batch = network()
+def without_norms(snn):
     for module in list(snn.modules()):
         for name, child in list(module.named_children()):
             if isinstance(child, nn.BatchNorm2d):
                 setattr(module, name, nn.Identity())
+    return snn
+
+
+def test_frozen_norms_take_their_running_statistics():
+    snn, batch = network()
+    for norm in (m for m in snn.modules() if isinstance(m, nn.BatchNorm2d)):
+        norm.reset_parameters()
+        norm.running_var.fill_(1 - norm.eps)  # so that it changes nothing
+        norm.requires_grad_(False)
+    frozen, free = (gradients(snn, "rate_m", *batch, frozen_norms=frozen) for frozen in (True, False))
+    equal(frozen, gradients(without_norms(snn), "rate_m", *batch))
+    assert not torch.allclose(frozen["0.0.weight"], free["0.0.weight"])
+
+
+def test_bptt_by_step_is_bptt_where_nothing_is_normalised():
+    snn, batch = network()
+    without_norms(snn)
     equal(gradients(snn, "bptt_by_step", *batch), gradients(snn, "bptt", *batch))
 
 
