@@ -21,6 +21,8 @@ log = logging.getLogger(__name__)
 
 CALIBRATION_BATCH = 64
 """Images of one pass when a network is calibrated, at most."""
+LONG = 2.0
+"""The growth of a gradient in one layer of neurons that is worth a warning; of a leak of 0.5 it is less at any T."""
 
 
 def make_student(
@@ -72,6 +74,8 @@ def make_student(
         if ann is not None and config.init == "teacher":
             copied = copy_weights(ann, snn)
             log.log(logging.INFO if say else logging.DEBUG, "%s", copied)
+    if say:
+        _warn_of_long_gradients(config)
     if init is not None and init.from_run is not None:
         _load_from_run(snn, Path(init.from_run))
     elif config.init == "calibrated" and ann is not None and batches is not None:
@@ -79,6 +83,24 @@ def make_student(
         error = sum(layer.error for layer in layers) / len(layers)
         log.info("calibrated %d layers; their rates miss %.1f %% of the activations", len(layers), 100 * error)
     return snn
+
+
+def _warn_of_long_gradients(config: StudentConfig) -> None:
+    """Where the rate rule counts a current at all later steps and no reset takes it away.
+
+    Its factor is kappa = mean_t e_t h_t (docs/maths.md), and e_t is then the sum of leak^i, i < t.
+    """
+    neuron = config.neuron
+    if not (config.algorithm in ("rate_m", "rate_s") and neuron.reset == "soft" and neuron.detach_reset):
+        return
+    steps = config.timesteps
+    gain = sum((steps - i) * neuron.leak**i for i in range(steps)) / steps  # mean of e_t
+    if gain > LONG:
+        log.warning(
+            "student.neuron: with leak %g and a reset that gradients do not go through, %s lets them grow by up to "
+            "%.1f in each layer of T = %d; student.neuron.detach_reset false keeps their length near that of BPTT",
+            *(neuron.leak, config.algorithm, gain, steps),
+        )
 
 
 def check_precision(config: StudentConfig, precision: str) -> None:
