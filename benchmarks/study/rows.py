@@ -27,14 +27,6 @@ class Scale:
     arguments: dict[str, str]
 
 
-_SMALL = {
-    "train.batch_size": "32",
-    "train.lr": "0.001",
-    "train.warmup_steps": "50",
-    "data.max_train_samples": "10240",
-    "data.max_eval_samples": "2000",
-}
-
 SCALES = {
     "full": Scale(
         what="6 epochs of the 50,000 images, evaluated on all 10,000 test images",
@@ -42,11 +34,14 @@ SCALES = {
     ),
     "short": Scale(
         what="3 epochs of 10,240 images in batches of 32, evaluated on 2,000 test images",
-        arguments={**_SMALL, "train.epochs": "3"},
-    ),
-    "brief": Scale(
-        what="1 epoch of 10,240 images in batches of 32, evaluated on 2,000 test images",
-        arguments={**_SMALL, "train.epochs": "1"},
+        arguments={
+            "train.epochs": "3",
+            "train.batch_size": "32",
+            "train.lr": "0.001",
+            "train.warmup_steps": "50",
+            "data.max_train_samples": "10240",
+            "data.max_eval_samples": "2000",
+        },
     ),
 }
 
@@ -85,7 +80,7 @@ class Row:
 
 NEURON = {"student.neuron.leak": "0.5", "student.neuron.detach_reset": "false"}
 """Of all students."""
-FRESH = {name: {"train.lr": lr} for name, lr in {"full": "0.1", "short": "0.03", "brief": "0.03"}.items()}
+FRESH = {name: {"train.lr": lr} for name, lr in {"full": "0.1", "short": "0.03"}.items()}
 """Weights that are drawn anew take steps, at each scale, that would ruin calibrated ones."""
 CALIBRATED = {**NEURON, "student.init": "calibrated"}
 TAUGHT = {**CALIBRATED, "train.freeze_norms": "true"}
