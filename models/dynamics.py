@@ -26,7 +26,8 @@ class NeuronConfig:
     reset: Literal["soft", "hard"] = "soft"
     """soft: a spike subtracts the threshold from the membrane; hard: it sets the membrane to 0."""
     detach_reset: bool = True
-    """Whether gradients ignore the path through the reset."""
+    """Whether gradients ignore the path through the reset. Under the rate rules say false for leaks of 0.5 or more: the
+    effect of a current then adds up over the steps, and the gradient grows from layer to layer (docs/maths.md)."""
     alpha: float = 4.0
     """Slope of the sigmoid whose derivative stands in for the derivative of the spike, above 0."""
 
