@@ -18,12 +18,14 @@ class Ablation:
         default: what the base row has.
         changes: arguments of the script, by what the table calls them.
         base: a name of `ROWS`.
+        note: what is to be said below the title.
     """
 
     title: str
     default: str
     changes: dict[str, dict[str, str]]
     base: str = BEST
+    note: str = ""
 
     def rows(self, group: str) -> dict[str, str]:
         """What the table calls each row, by the row's name."""
@@ -91,13 +93,18 @@ ABLATIONS: dict[str, Ablation] = {
     ),
     "lr": Ablation(title="Learning rate", default="the scale's", changes=_each("train.lr", "0.0003", "0.003", "0.01")),
     "remedies": Ablation(
-        title="One remedy after another", default="then frozen norms, lr 0.001", changes=_in_turn(_STEPS)
+        title="One remedy after another",
+        default="then frozen norms, lr 0.001",
+        changes=_in_turn(_STEPS),
+        note="From the setting with which the study began. Each row keeps the changes of the one before; the default, "
+        "shown first, is the last of them.",
     ),
     "kd_remedies": Ablation(
         title="Logit distillation without any of them",
         default="all of them",
         changes={"first": {name: _FIRST[name] for name in _FIRST if name != "init.adapters"}},
         base="kd",
+        note="The setting with which the study began: what the table above changes but for the adapters.",
     ),
     "gradient_scale": Ablation(  # distillation has no such setting
         title="Scale of the gradient",

@@ -59,15 +59,20 @@ def alike(records: Sequence[Record]) -> tuple[list[Record], dict[str, Any], list
 
     Where a row itself says one of the settings, that is the one that counts.
     """
-    plain = [r["settings"] for r in sorted(records, key=lambda r: r["ended"], reverse=True)]
+    newest = sorted(records, key=lambda r: r["ended"], reverse=True)
+    plain = [r["settings"] for r in newest if not _own(r)] or [r["settings"] for r in newest]
     common = max(plain, key=plain.count)  # of as many the newest
 
     def fits(record: Record) -> bool:
-        said = ALL_ROWS[record["row"]].said(record["scale"]).items()
-        own = {name: yaml.safe_load(value) for name, value in said if name in common}
-        return record["settings"] == {**common, **own}
+        return record["settings"] == {**common, **_own(record)}
 
     return [r for r in records if fits(r)], common, [r for r in records if not fits(r)]
+
+
+def _own(record: Record) -> dict[str, Any]:
+    """Those of the settings that the record's row says itself."""
+    said = ALL_ROWS[record["row"]].said(record["scale"])
+    return {name: yaml.safe_load(value) for name, value in said.items() if name in record["settings"]}
 
 
 def by_row(records: Sequence[Record]) -> dict[str, list[Record]]:

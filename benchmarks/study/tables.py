@@ -61,12 +61,17 @@ def ablations(records: Sequence[Record], command: str) -> str:
     parts = [
         f"# Ablations, {records[0]['scale']}: CIFAR-10 (JPEG q75), {PRECISIONS[records[0]['precision']]}",
         _about(shown, settings, others, command),
-        "Each row differs from the default, the first of its table, in that setting alone. A difference smaller than "
+        "Each row differs from the default, the first of its table, in that setting alone, where nothing else is said. "
+        "A difference smaller than "
         f"the spread of the seeds is none: {_spread_text(shown)}.",
     ]
     for group, ablation in ABLATIONS.items():
         if any(record["row"] in ablation.rows(group) for record in shown):
-            parts += [f"## {ablation.title}", _ablation(group, ablation, by_row(shown), machines)]
+            parts += [
+                f"## {ablation.title}",
+                *filter(None, [ablation.note]),
+                _ablation(group, ablation, by_row(shown), machines),
+            ]
     return "\n\n".join([*parts, _machines(machines), _made_of(shown)]) + "\n"
 
 

@@ -395,8 +395,13 @@ def test_runs_of_other_settings_are_left_out(study, tmp_path):
     text = tables.study(records.read(study), {}, [], "")
     assert "run with other settings: `teacher_weights`, `tet`." in text and "| `tet` |" not in text
     assert "| `ann` |" in text
+    for row in ("joint-remedies-first", "joint-remedies-then_calibrated", "kd-kd_remedies-first"):
+        for seed in range(2):  # more than there are of the common rate
+            leave(tmp_path / "more", row, seed, lr=0.03)
+    records.collect(tmp_path / "more", "short", study.parent)
     text = tables.ablations(records.read(study), "")
     assert line_with(text, "`joint-lr-0.01`")[0] == "0.01" and "Left out" not in text
+    assert line_with(text, "`joint-remedies-first`")[:2] == ["first", "`joint-remedies-first`"]
 
 
 def test_differences_smaller_than_the_spread_of_the_seeds_are_none(study):
