@@ -14,7 +14,7 @@ FIGURES = {  # on both pages: file, and where in it the figure is, unrounded
     "99.34 %": ("2026-11-22_digits.md", r"^\| mean (?:\| \S+ ){4}\| (\S+) \|"),
     "of 87.8 %": ("2026-11-22_cifar10_resnet18_one_epoch.md", r"^\| teacher \| (\S+) \|"),
     "79.8 % top-1": ("2026-11-22_cifar10_resnet18_one_epoch.md", r"^\| SNN, T = 4 \| (\S+) \|"),
-    "77 % at T = 4": ("2026-11-22_calibration.md", r"^\| 1\.0 \| 4 \| search \| (\S+) \|"),
+    "81.85 % at T = 4": ("study/short_no.md", r"`convert_lif` (?:\| [^|]+){2}\| ([\d.]+) "),
     "1.66 times": ("2026-11-22_training_step.md", r"\*\*(\S+)\*\*"),
     "0.55 of": (
         "2026-11-22_training_step.md",
@@ -24,14 +24,25 @@ FIGURES = {  # on both pages: file, and where in it the figure is, unrounded
 }
 
 STUDY = "study/short_no.md"
+FIRST = "study/short_no_ablations.md"
+TRIALS = "2026-11-26_starting_small.md"
 FIDELITY = "2026-11-25_gradient_fidelity.md"
 CALIBRATION = "2026-11-22_calibration.md"
 
 ADVICE = {  # in docs/results.md
-    "**78.8 %**": (STUDY, r"`kd` (?:\| [^|]+){2}\| ([\d.]+) "),
-    "**75.7 %**": (STUDY, r"`joint` (?:\| [^|]+){2}\| ([\d.]+) "),
-    "are 3.1 points worse": (STUDY, r"joint [\d.]+, kd [\d.]+: -([\d.]+)"),
-    "to 71.2 % at T = 2": (STUDY, r"^\| \+ logit KD (?:\| [\d.]+ ){1}\| ([\d.]+) \| \*\*"),
+    "| logit distillation | 78.80 |": (FIRST, r"`kd-kd_remedies-first` (?:\| [^|]+){2}\| ([\d.]+) "),
+    "| three hybrids, `joint` | 75.70 |": (FIRST, r"`joint-remedies-first` (?:\| [^|]+){2}\| ([\d.]+) "),
+    "75.10 %)": (FIRST, r"`joint-remedies-then_calibrated` (?:\| [^|]+){2}\| ([\d.]+) "),
+    "83.05 %": (STUDY, r"`kd` (?:\| [^|]+){2}\| ([\d.]+) "),
+    "84.15 %": (STUDY, r"`joint` (?:\| [^|]+){2}\| ([\d.]+) "),
+    "end 1.10 points above": (STUDY, r"joint [\d.]+, kd [\d.]+: \+([\d.]+)"),
+    "81.85 % at T = 4": (STUDY, r"`convert_lif` (?:\| [^|]+){2}\| ([\d.]+) "),
+    "to 75.75 % at T = 2": (STUDY, r"^\| \+ hybrids, joint (?:\| [\d.]+ ){1}\| ([\d.]+) \| \*\*"),
+    "hybrids had 79.00": (
+        TRIALS,
+        r"^\| hybrids \| 0\.2 \| detached \| of the batch \| random \| SGD, 0\.003 \| ([\d.]+)",
+    ),
+    "cosine of 0.938": (TRIALS, r"^\| 0\.5 \| [^|]+ \| \*\*(\S+) \("),
     "[79.8 %]": ("2026-11-22_cifar10_resnet18_one_epoch.md", r"^\| SNN, T = 4 \| (\S+) \|"),
     "77.4 % |": (CALIBRATION, r"^\| 1\.0 \| 4 \| search \| (\S+) \|"),
     "81.7 % |": (CALIBRATION, r"^\| 1\.0 \| 8 \| search \| (\S+) \|"),
