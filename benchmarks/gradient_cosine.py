@@ -27,10 +27,11 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from spikingjelly.activation_based import functional
-from torch import Tensor, nn
+from torch import Tensor
 
 from benchmarks.machine import cpu
 from distill.data import DataConfig, Preprocessing, load_data
+from distill.preparation import freeze_norms
 from distill.report import versions
 from models import SpikingNetwork, load_snn, load_weights, set_algorithm
 from models.io import build_snn
@@ -66,9 +67,8 @@ def gradients(
     buffers = {name: buffer.clone() for name, buffer in snn.named_buffers()}
     by_step = algorithm == "bptt_by_step"
     set_algorithm(snn, "bptt" if by_step else algorithm).train().zero_grad(set_to_none=True)
-    for module in snn.modules():
-        if frozen_norms and isinstance(module, nn.modules.batchnorm._BatchNorm):
-            module.training = False
+    if frozen_norms:
+        freeze_norms(snn)
     torch.manual_seed(0)  # the same Poisson input and dropout for each algorithm
     F.cross_entropy(_by_step(snn, images) if by_step else snn(images), labels).backward()
     with torch.no_grad():

@@ -30,7 +30,7 @@ from distill.interruption import INTERRUPTION, Preempted
 from distill.meters import BackwardFigures, Progress, recorded_rates
 from distill.mixing import Mixing
 from distill.optimizers import warmup_cosine
-from distill.preparation import channels_last, prepare_training
+from distill.preparation import channels_last, freeze_norms, prepare_training
 from distill.processes import Agreement
 from distill.random_numbers import repeatable
 from distill.runs import RunFolder
@@ -136,7 +136,7 @@ class _Fit:
         self.stage, self.accelerator, self.backward, self.evaluate = stage, accelerator, backward, evaluate
         self.config, self.folder, self.mixing = config, folder, mixing
         self.epochs_before, self.score = epochs_before, score
-        self.norms = [m for m in (norms_of or model).modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+        self.norms_of = norms_of or model
         prepared = prepare_training(accelerator, model, loader, config, unused_parameters)
         self.network, self.model, self.optimizer, self.loader, self.steps_per_epoch = prepared
         self.batches = self.steps_per_epoch * config.accumulate
@@ -204,8 +204,7 @@ class _Fit:
         self.loader.set_epoch(past)  # Accelerate's loader
         self.model.train()
         if self.config.freeze_norms:
-            for norm in self.norms:
-                norm.training = False
+            freeze_norms(self.norms_of)
         title = f"{self.stage} {progress.epochs + 1}/{config.epochs}"
         batches = skip_batches(self.loader, progress.batches) if progress.batches else self.loader
         bar = tqdm(

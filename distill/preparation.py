@@ -57,6 +57,13 @@ def prepare_training(
     return Prepared(model, wrapped, optimizer, prepared, steps_per_epoch)
 
 
+def freeze_norms(network: nn.Module) -> None:
+    """Lets batch norms take their running statistics, and keep them, until the next `network.train()`."""
+    for module in network.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.training = False
+
+
 def unwrap(accelerator: Accelerator, model: nn.Module) -> nn.Module:
     """The network that was prepared, without what Accelerate put around it; its `forward` is its class's again."""
     network = accelerator.unwrap_model(model, keep_fp32_wrapper=False)

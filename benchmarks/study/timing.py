@@ -71,6 +71,7 @@ class Step:
         from accelerate import Accelerator
 
         from distill.optimizers import make_optimizer
+        from distill.preparation import freeze_norms
 
         torch.manual_seed(0)
         self.name = name
@@ -81,6 +82,8 @@ class Step:
         make = _standalone if ROWS[KINDS[name].row].script == "train_snn" else _distilled
         model, self.backward, self.draws = make(config, KINDS[name].stage, self.images)
         model = model.to(memory_format=torch.channels_last).train()
+        if config.train.freeze_norms:
+            freeze_norms(getattr(model, "student", model))  # not those of adapters
         self.model, self.optimizer = self.accelerator.prepare(model, make_optimizer(model, config.train))
 
     def step(self, number: int) -> float:
