@@ -5,6 +5,7 @@ import fcntl
 import json
 
 import pytest
+import torch
 
 from benchmarks import machine
 from benchmarks.study import __main__ as program
@@ -498,6 +499,9 @@ def test_ratios_of_time_and_memory_by_hand():
 def test_a_rows_step_is_timed(name):
     options = argparse.Namespace(width=8, precision="no")
     step = timing.Step(name, 2, options)
+    norms = {n: m.training for n, m in step.model.named_modules() if isinstance(m, torch.nn.BatchNorm2d)}
+    # as their rows do: twins keep the calibrated statistics, adapters and fresh networks do not
+    assert all(training == (name == "tet" or "adapters" in n) for n, training in norms.items()) and norms
     assert step.step(0) > 0
     trained = {n for n, p in step.model.named_parameters() if p.grad is not None}
     if name == "tet":
