@@ -43,7 +43,7 @@ ADVICE = {  # in docs/results.md
         r"^\| hybrids \| 0\.2 \| detached \| of the batch \| random \| SGD, 0\.003 \| ([\d.]+)",
     ),
     "cosine of 0.938": (TRIALS, r"^\| 0\.5 \| [^|]+ \| \*\*(\S+) \("),
-    "[79.8 %]": ("2026-11-22_cifar10_resnet18_one_epoch.md", r"^\| SNN, T = 4 \| (\S+) \|"),
+    "images falls from 79.8": ("2026-11-22_cifar10_resnet18_one_epoch.md", r"^\| SNN, T = 4 \| (\S+) \|"),
     "77.4 % |": (CALIBRATION, r"^\| 1\.0 \| 4 \| search \| (\S+) \|"),
     "81.7 % |": (CALIBRATION, r"^\| 1\.0 \| 8 \| search \| (\S+) \|"),
     "72.1 % |": (CALIBRATION, r"^\| 0\.2 \| 4 \| search \| (\S+) \| 52 \|"),
