@@ -63,7 +63,7 @@ def run(config: SnnTrainingConfig, session: Session, resume: bool) -> dict[str, 
     make = functools.partial(_make, config, len(data.classes), images, preprocessing, None if goes_on else config.init)
     count = config.init.calibration_images
     batches = None if goes_on else calibration_batches(data, count, seed, accelerator.device)
-    _check(config, make(), data, images)
+    _check(config, make(say=False), data, images)
     earlier = sum(line["seconds"] for line in session.folder.metrics()) if resume else 0.0
     set_seed(seed)  # from here on the same, whatever was looked at before
     loader = prepare_loader(accelerator, eval_loader(data.eval, config.train.batch_size, workers=workers))
@@ -121,10 +121,11 @@ def _make(
     preprocessing: Preprocessing,
     init: InitConfig | None,
     batches: Iterable[Tensor] | None = None,
+    say: bool = True,
 ) -> SpikingNetwork:
     twin = config.student.name == "twin"
     ann = build_teacher(config.ann, classes).to(images.device) if twin else None
-    snn = make_student(config.student, ann, classes, images, preprocessing, init, batches)
+    snn = make_student(config.student, ann, classes, images, preprocessing, init, batches, say)
     snn.set_grad_checkpointing(config.train.grad_checkpointing)
     return snn
 

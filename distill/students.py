@@ -21,8 +21,8 @@ log = logging.getLogger(__name__)
 
 CALIBRATION_BATCH = 64
 """Images of one pass when a network is calibrated, at most."""
-LONG = 2.0
-"""The growth of a gradient in one layer of neurons that is worth a warning; of a leak of 0.5 it is less at any T."""
+LONG = 1.5
+"""The bound of a gradient's growth in one layer of neurons that is worth a warning; a leak of 0.5 has 1.53 at T = 4."""
 
 
 def make_student(
@@ -45,7 +45,7 @@ def make_student(
         init: a run whose student's weights are the start, and how a twin is calibrated.
         batches: images (B, C, H, W) to calibrate a twin on, where `config.init` asks for it; None: it is not
             calibrated, because its weights come from elsewhere later.
-        say: whether to log which weights were copied.
+        say: whether to log which weights were copied, and to warn of gradients that grow.
 
     Raises:
         FileNotFoundError: if there is no such run, or no student in it.
@@ -88,17 +88,17 @@ def make_student(
 def _warn_of_long_gradients(config: StudentConfig) -> None:
     """Where the rate rule counts a current at all later steps and no reset takes it away.
 
-    Its factor is kappa = mean_t e_t h_t (docs/maths.md), and e_t is then the sum of leak^i, i < t.
+    Its factor is kappa = mean_t e_t h_t (docs/maths.md): e_t is then the sum of leak^i, i < t, h_t at most alpha / 4.
     """
     neuron = config.neuron
     if not (config.algorithm in ("rate_m", "rate_s") and neuron.reset == "soft" and neuron.detach_reset):
         return
     steps = config.timesteps
-    gain = sum((steps - i) * neuron.leak**i for i in range(steps)) / steps  # mean of e_t
+    gain = neuron.alpha / 4 * sum((steps - i) * neuron.leak**i for i in range(steps)) / steps  # of the mean of e_t
     if gain > LONG:
         log.warning(
-            "student.neuron: with leak %g and a reset that gradients do not go through, %s lets them grow by up to "
-            "%.1f in each layer of T = %d; student.neuron.detach_reset false keeps their length near that of BPTT",
+            "warning: student.neuron: with leak %g and a reset that gradients do not go through, %s lets them grow "
+            "by up to %.1f in each layer of T = %d; student.neuron.detach_reset false keeps them near those of BPTT",
             *(neuron.leak, config.algorithm, gain, steps),
         )
 

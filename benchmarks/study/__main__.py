@@ -15,7 +15,7 @@ import signal
 import sys
 from pathlib import Path
 
-from benchmarks.study.ablations import ABLATION_ROWS, ALL_ROWS
+from benchmarks.study.ablations import ALL_ROWS, ablation_rows
 from benchmarks.study.rows import ROWS, SCALES
 from benchmarks.study.running import REPOSITORY, Place, RowFailed, run_row
 
@@ -53,7 +53,7 @@ def main(argv: list[str] | None = None) -> None:
 def _run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     if unknown := sorted(set(args.rows) - ALL_ROWS.keys()):
         parser.error(f"unknown rows {unknown}; known are {list(ALL_ROWS)}")
-    names = args.rows or list(ABLATION_ROWS if args.ablations else ROWS)
+    names = args.rows or (ablation_rows(args.scale) if args.ablations else list(ROWS))
     try:
         place = Place(
             runs=args.runs.resolve(),

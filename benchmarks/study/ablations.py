@@ -6,7 +6,7 @@ import itertools
 import operator
 from dataclasses import dataclass
 
-from benchmarks.study.rows import BEST, ROWS, Row, changed
+from benchmarks.study.rows import BEST, ROWS, SCALES, Row, changed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,6 +19,7 @@ class Ablation:
         changes: arguments of the script, by what the table calls them.
         base: a name of `ROWS`.
         note: what is to be said below the title.
+        scales: at which it is run where no rows are named: what states a learning rate suits one alone.
     """
 
     title: str
@@ -26,6 +27,7 @@ class Ablation:
     changes: dict[str, dict[str, str]]
     base: str = BEST
     note: str = ""
+    scales: tuple[str, ...] = tuple(SCALES)
 
     def rows(self, group: str) -> dict[str, str]:
         """What the table calls each row, by the row's name."""
@@ -50,6 +52,9 @@ _FIRST = {
     "train.lr": "0.03",
 }
 """With which the study began, and missed its target for hybrids."""
+_FIRST_SAID = (
+    "the teacher's weights, leak 0.2, no gradient through the reset, statistics of the batch, learning rate 0.03"
+)
 _STEPS = {
     "first": _FIRST,
     "then calibrated": {"student.init": "calibrated"},
@@ -74,7 +79,12 @@ ABLATIONS: dict[str, Ablation] = {
     "temperature": Ablation(title="Temperature", default="2", changes=_each("loss.temperature", "1", "4")),
     "taps": Ablation(title="Taps", default="stages", changes=_each("taps", "blocks")),
     "adapters": Ablation(title="Where adapters start", default="regression", changes=_each("init.adapters", "random")),
-    "init": Ablation(title="Where the student starts", default="calibrated", changes=_each("student.init", "teacher")),
+    "init": Ablation(
+        title="Where the student starts",
+        default="calibrated",
+        changes={"teacher": {"student.init": "teacher", "train.freeze_norms": "false"}},
+        note="The teacher's weights as they are, with the statistics of the batch: there are no calibrated ones.",
+    ),
     "norms": Ablation(
         title="Statistics of the batch norms",
         default="the calibrated ones",
@@ -96,15 +106,17 @@ ABLATIONS: dict[str, Ablation] = {
         title="One remedy after another",
         default="then frozen norms, lr 0.001",
         changes=_in_turn(_STEPS),
-        note="From the setting with which the study began. Each row keeps the changes of the one before; the default, "
-        "shown first, is the last of them.",
+        note=f"From the setting with which the study began: {_FIRST_SAID}, adapters at random. Each row keeps the "
+        "changes of the one before; the default, shown first, is the last of them.",
+        scales=("short",),
     ),
     "kd_remedies": Ablation(
         title="Logit distillation without any of them",
         default="all of them",
         changes={"first": {name: _FIRST[name] for name in _FIRST if name != "init.adapters"}},
         base="kd",
-        note="The setting with which the study began: what the table above changes but for the adapters.",
+        note=f"The setting with which the study began: {_FIRST_SAID}.",
+        scales=("short",),
     ),
     "gradient_scale": Ablation(  # distillation has no such setting
         title="Scale of the gradient",
@@ -129,4 +141,11 @@ def _rows() -> dict[str, Row]:
 
 
 ABLATION_ROWS: dict[str, Row] = _rows()
+
+
+def ablation_rows(scale: str) -> list[str]:
+    """Those of the ablations that are meant for a scale."""
+    return [name for group, ablation in ABLATIONS.items() if scale in ablation.scales for name in ablation.rows(group)]
+
+
 ALL_ROWS: dict[str, Row] = {**ROWS, **ABLATION_ROWS}

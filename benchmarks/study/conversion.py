@@ -125,6 +125,7 @@ def _twin(job: _Job, steps: int) -> SpikingNetwork:
         job.preprocessing,
         job.config.init,
         job.calibration_images(),
+        say=False,
     ).eval()
 
 

@@ -79,7 +79,7 @@ class Row:
 
 
 NEURON = {"student.neuron.leak": "0.5", "student.neuron.detach_reset": "false"}
-"""Of all students."""
+"""Of all students that train, or are calibrated."""
 FRESH = {name: {"train.lr": lr} for name, lr in {"full": "0.1", "short": "0.03"}.items()}
 """Weights that are drawn anew take steps, at each scale, that would ruin calibrated ones."""
 CALIBRATED = {**NEURON, "student.init": "calibrated"}
@@ -191,7 +191,8 @@ def _of_the_best() -> dict[str, Row]:
         **{"init.adapters": "random", "train.freeze_norms": "false"},
     }
     fresh = changed(best, f"{BEST}, student sew_resnet18", f"{BEST}, SEW", sew)
-    return {**rows, f"{BEST}_sew": replace(fresh, at_scale={**fresh.at_scale, **FRESH})}
+    at_scale = {scale: {**fresh.at_scale.get(scale, {}), **FRESH[scale]} for scale in SCALES}
+    return {**rows, f"{BEST}_sew": replace(fresh, at_scale=at_scale)}
 
 
 ROWS: dict[str, Row] = {

@@ -55,7 +55,9 @@ def study(
 
 def ablations(records: Sequence[Record], command: str) -> str:
     """A table for each setting of which a row was run."""
-    used = {name for a, group in ((a, g) for g, a in ABLATIONS.items()) for name in (a.base, *a.rows(group))}
+    there = {record["row"] for record in records}
+    tables = {group: a for group, a in ABLATIONS.items() if there & a.rows(group).keys()}
+    used = {name for group, ablation in tables.items() for name in (ablation.base, *ablation.rows(group))}
     shown, settings, others = alike([record for record in records if record["row"] in used])
     machines = machines_of(shown)
     parts = [

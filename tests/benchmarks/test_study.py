@@ -1,7 +1,9 @@
 """The study: what its rows run, what is kept of a run, and what the tables say of it."""
 
 import argparse
+import dataclasses
 import fcntl
+import itertools
 import json
 
 import pytest
@@ -9,12 +11,12 @@ import torch
 
 from benchmarks import machine
 from benchmarks.study import __main__ as program
-from benchmarks.study import records, running, tables, timing
+from benchmarks.study import ablations, records, running, tables, timing
 from benchmarks.study.ablations import ABLATION_ROWS, ABLATIONS, ALL_ROWS
 from benchmarks.study.comparing import accuracies, equals, mean, spread, targets
 from benchmarks.study.conversion import ConversionConfig
-from benchmarks.study.rows import BEST, ROWS, changed
-from benchmarks.study.running import Place, RowFailed, command, run_row
+from benchmarks.study.rows import BEST, HYBRIDS, ROWS, SCALES, changed
+from benchmarks.study.running import COMMON, Place, RowFailed, command, run_row
 from distill import cli
 from distill.config import DistillConfig, SnnTrainingConfig, TeacherTrainingConfig
 from distill.schedules import stages_of
@@ -46,9 +48,10 @@ def place(tmp_path):
     return place_in(tmp_path)
 
 
+@pytest.mark.parametrize("scale", SCALES)
 @pytest.mark.parametrize("name", ALL_ROWS)
-def test_every_rows_command_line_is_understood(name, place):
-    row = ALL_ROWS[name]
+def test_every_rows_command_line_is_understood(name, scale, place):
+    row, place = ALL_ROWS[name], dataclasses.replace(place, scale=scale)
     words = command(place, row, 3, place.folder(name, 3))
     start = words.index("--config")
     assert words[:start] == (
@@ -59,9 +62,43 @@ def test_every_rows_command_line_is_understood(name, place):
     ann = config.ann if row.script == "train_snn" else config.teacher
     assert ann.weights == (str(place.teacher) if row.teacher else None)
     assert ann.kwargs == {"channels": [32, 64, 128, 256]} and config.run.seed == 3 and config.run.threads == 1
-    assert config.train.epochs == 3 and config.data.max_train_samples == 10240 and config.data.hflip == 0.5
+    epochs, images = {"short": (3, 10240), "full": (6, None)}[scale]
+    assert config.train.epochs == epochs and config.data.max_train_samples == images and config.data.hflip == 0.5
     if row.script == "distill" and isinstance(config.taps, list):
-        assert sum(stage.epochs for stage in stages_of(config.schedule, config.taps, config.train.epochs)) == 3
+        assert sum(stage.epochs for stage in stages_of(config.schedule, config.taps, epochs)) == epochs
+
+
+def config_of(name, place):
+    words = command(place, ALL_ROWS[name], 0, place.folder(name, 0))
+    words[words.index("--config") + 1] = str(running.REPOSITORY / COMMON)
+    return cli.parse(CONFIGS[ALL_ROWS[name].script], words[words.index("--config") :]).config
+
+
+@pytest.mark.parametrize("name", ["scratch", "bptt", "tet", "ann", "joint_sew"])
+def test_fresh_weights_take_large_steps_and_learn_their_statistics(name, place):
+    config = config_of(name, place)
+    assert config.train.lr == 0.03 and not config.train.freeze_norms
+    assert config_of(name, dataclasses.replace(place, scale="full")).train.lr == 0.1
+
+
+@pytest.mark.parametrize("name", ["teacher_weights", "kd", *HYBRIDS, f"{BEST}_t8"])
+def test_twins_start_calibrated_and_take_small_steps(name, place):
+    config = config_of(name, place)
+    assert config.student.init == "calibrated" and config.train.freeze_norms and config.train.lr == 0.001
+    assert config.student.neuron.leak == 0.5 and not config.student.neuron.detach_reset
+    assert name in ("teacher_weights", "kd") or config.init.adapters == "regression"
+
+
+def test_the_remedies_lead_from_the_first_setting_to_the_default():
+    names = ablations.ABLATIONS["remedies"].rows("remedies")
+    changed = [
+        {key for key, value in ALL_ROWS[name].arguments.items() if ROWS["joint"].arguments.get(key) != value}
+        for name in names
+    ]
+    assert changed[0] == {*ablations._FIRST} and changed[-1] == {"train.lr", "train.freeze_norms"}
+    assert all(later < earlier for earlier, later in itertools.pairwise(changed[:2] + changed[3:]))
+    assert not any("remedies" in name for name in ablations.ablation_rows("full"))
+    assert {*ablations.ablation_rows("short")} == ABLATION_ROWS.keys()
 
 
 def test_rows_derived_from_the_best_differ_in_what_they_say():

@@ -25,8 +25,8 @@ def warnings_of(caplog, algorithm="rate_m", timesteps=4, say=True, **neuron):
 
 
 def test_a_rate_rule_whose_gradient_grows_from_layer_to_layer_is_said(caplog):
-    # e_t = 1, 2, 3, 4, of a leak of 0.8 1, 1.8, 2.44, 2.952
-    for leak, gain in ((1.0, "2.5"), (0.8, "2.0")):
+    # e_t = 1, 2, 3, 4; of a leak of 0.8 1, 1.8, 2.44, 2.952; of one of 0.5 1, 1.5, 1.75, 1.875
+    for leak, gain in ((1.0, "2.5"), (0.8, "2.0"), (0.5, "1.5")):
         (said,) = warnings_of(caplog, leak=leak)
         assert f"with leak {leak:g} " in said and f"by up to {gain} in each layer of T = 4" in said
     (said,) = warnings_of(caplog, "rate_s", leak=1.0, timesteps=8)
@@ -37,8 +37,9 @@ def test_a_rate_rule_whose_gradient_grows_from_layer_to_layer_is_said(caplog):
     "harmless",
     [
         {"leak": 0.2},
-        {"leak": 0.5, "timesteps": 64},
-        {"leak": 1.0, "timesteps": 2},
+        {"leak": 0.3, "timesteps": 64},
+        {"leak": 1.0, "timesteps": 2},  # 1.5
+        {"leak": 0.8, "alpha": 2.0},
         {"leak": 1.0, "detach_reset": False},
         {"leak": 1.0, "reset": "hard"},
         {"leak": 1.0, "algorithm": "bptt"},

@@ -32,16 +32,26 @@ CALIBRATION = "2026-11-22_calibration.md"
 ADVICE = {  # in docs/results.md
     "| logit distillation | 78.80 |": (FIRST, r"`kd-kd_remedies-first` (?:\| [^|]+){2}\| ([\d.]+) "),
     "| three hybrids, `joint` | 75.70 |": (FIRST, r"`joint-remedies-first` (?:\| [^|]+){2}\| ([\d.]+) "),
-    "75.10 %)": (FIRST, r"`joint-remedies-then_calibrated` (?:\| [^|]+){2}\| ([\d.]+) "),
+    "ended at 75.10 %": (FIRST, r"`joint-remedies-then_calibrated` (?:\| [^|]+){2}\| ([\d.]+) "),
     "83.05 %": (STUDY, r"`kd` (?:\| [^|]+){2}\| ([\d.]+) "),
     "84.15 %": (STUDY, r"`joint` (?:\| [^|]+){2}\| ([\d.]+) "),
     "end 1.10 points above": (STUDY, r"joint [\d.]+, kd [\d.]+: \+([\d.]+)"),
     "81.85 % at T = 4": (STUDY, r"`convert_lif` (?:\| [^|]+){2}\| ([\d.]+) "),
     "to 75.75 % at T = 2": (STUDY, r"^\| \+ hybrids, joint (?:\| [\d.]+ ){1}\| ([\d.]+) \| \*\*"),
-    "hybrids had 79.00": (
+    "of the rate had 79.00": (
         TRIALS,
         r"^\| hybrids \| 0\.2 \| detached \| of the batch \| random \| SGD, 0\.003 \| ([\d.]+)",
     ),
+    "(logit distillation 77.50 %)": (
+        TRIALS,
+        r"^\| logit distillation \| 0\.2 \| detached \| of the batch \| - \| SGD, 0\.003 \| ([\d.]+)",
+    ),
+    "AdamW (83.10 %)": (TRIALS, r"AdamW, 0\.0002 \| ([\d.]+)"),
+    "else 0.807": (TRIALS, r"^\| 0\.5 \| (\S+) \("),
+    "neurons 0.229": (TRIALS, r"^\| 1 \| (\S+) \("),
+    "15.60 % at T = 1": (STUDY, r"^\| \+ hybrids, joint \| ([\d.]+) \|"),
+    "has 73.45": (STUDY, r"^\| calibrated twin, leak 0\.5, no training (?:\| [\d.]+ ){1}\| ([\d.]+) \|"),
+    "and 60.85 %": (STUDY, r"^\| calibrated twin, leak 0\.5, no training \| ([\d.]+) \|"),
     "cosine of 0.938": (TRIALS, r"^\| 0\.5 \| [^|]+ \| \*\*(\S+) \("),
     "images falls from 79.8": ("2026-11-22_cifar10_resnet18_one_epoch.md", r"^\| SNN, T = 4 \| (\S+) \|"),
     "77.4 % |": (CALIBRATION, r"^\| 1\.0 \| 4 \| search \| (\S+) \|"),
