@@ -80,7 +80,7 @@ class Row:
 
 NEURON = {"student.neuron.leak": "0.5", "student.neuron.detach_reset": "false"}
 """Of all students that train, or are calibrated."""
-FRESH = {name: {"train.lr": lr} for name, lr in {"full": "0.1", "short": "0.03"}.items()}
+FRESH = {"full": {"train.lr": "0.1"}, "short": {"train.lr": "0.03"}}
 """Weights that are drawn anew take steps, at each scale, that would ruin calibrated ones."""
 CALIBRATED = {**NEURON, "student.init": "calibrated"}
 TAUGHT = {**CALIBRATED, "train.freeze_norms": "true"}
@@ -187,8 +187,11 @@ def _of_the_best() -> dict[str, Row]:
         for steps in (1, 2, 8)
     }
     sew = {
-        **{"student.name": "sew_resnet18", "student.width": "32", "student.init": "scratch"},
-        **{"init.adapters": "random", "train.freeze_norms": "false"},
+        "student.name": "sew_resnet18",
+        "student.width": "32",
+        "student.init": "scratch",
+        "init.adapters": "random",
+        "train.freeze_norms": "false",
     }
     fresh = changed(best, f"{BEST}, student sew_resnet18", f"{BEST}, SEW", sew)
     at_scale = {scale: {**fresh.at_scale.get(scale, {}), **FRESH[scale]} for scale in SCALES}

@@ -55,25 +55,22 @@ def study(
 
 def ablations(records: Sequence[Record], command: str) -> str:
     """A table for each setting of which a row was run."""
-    there = {record["row"] for record in records}
-    tables = {group: a for group, a in ABLATIONS.items() if there & a.rows(group).keys()}
-    used = {name for group, ablation in tables.items() for name in (ablation.base, *ablation.rows(group))}
+    there = by_row(records).keys()
+    begun = {group: ablation for group, ablation in ABLATIONS.items() if there & ablation.rows(group).keys()}
+    used = {name for group, ablation in begun.items() for name in (ablation.base, *ablation.rows(group))}
     shown, settings, others = alike([record for record in records if record["row"] in used])
+    found = by_row(shown)
     machines = machines_of(shown)
     parts = [
         f"# Ablations, {records[0]['scale']}: CIFAR-10 (JPEG q75), {PRECISIONS[records[0]['precision']]}",
         _about(shown, settings, others, command),
         "Each row differs from the default, the first of its table, in that setting alone, where nothing else is said. "
-        "A difference smaller than "
-        f"the spread of the seeds is none: {_spread_text(shown)}.",
+        f"A difference smaller than the spread of the seeds is none: {_spread_text(shown)}.",
     ]
-    for group, ablation in ABLATIONS.items():
-        if any(record["row"] in ablation.rows(group) for record in shown):
-            parts += [
-                f"## {ablation.title}",
-                *filter(None, [ablation.note]),
-                _ablation(group, ablation, by_row(shown), machines),
-            ]
+    for group, ablation in begun.items():
+        if found.keys() & ablation.rows(group).keys():
+            note = [ablation.note] if ablation.note else []
+            parts += [f"## {ablation.title}", *note, _ablation(group, ablation, found, machines)]
     return "\n\n".join([*parts, _machines(machines), _made_of(shown)]) + "\n"
 
 

@@ -16,7 +16,7 @@ from benchmarks.study.ablations import ABLATION_ROWS, ABLATIONS, ALL_ROWS
 from benchmarks.study.comparing import accuracies, equals, mean, spread, targets
 from benchmarks.study.conversion import ConversionConfig
 from benchmarks.study.rows import BEST, HYBRIDS, ROWS, SCALES, changed
-from benchmarks.study.running import COMMON, Place, RowFailed, command, run_row
+from benchmarks.study.running import Place, RowFailed, command, run_row
 from distill import cli
 from distill.config import DistillConfig, SnnTrainingConfig, TeacherTrainingConfig
 from distill.schedules import stages_of
@@ -48,6 +48,13 @@ def place(tmp_path):
     return place_in(tmp_path)
 
 
+def config_of(name, place, seed=0):
+    words = command(place, ALL_ROWS[name], seed, place.folder(name, seed))
+    words = words[words.index("--config") :]
+    words[1] = str(running.REPOSITORY / words[1])
+    return cli.parse(CONFIGS[ALL_ROWS[name].script], words).config
+
+
 @pytest.mark.parametrize("scale", SCALES)
 @pytest.mark.parametrize("name", ALL_ROWS)
 def test_every_rows_command_line_is_understood(name, scale, place):
@@ -57,8 +64,7 @@ def test_every_rows_command_line_is_understood(name, scale, place):
     assert words[:start] == (
         ["-m", "benchmarks.study.conversion"] if row.script == "convert" else [f"scripts/{row.script}.py"]
     )
-    words[start + 1] = str(running.REPOSITORY / words[start + 1])
-    config = cli.parse(CONFIGS[row.script], words[start:]).config
+    config = config_of(name, place, 3)
     ann = config.ann if row.script == "train_snn" else config.teacher
     assert ann.weights == (str(place.teacher) if row.teacher else None)
     assert ann.kwargs == {"channels": [32, 64, 128, 256]} and config.run.seed == 3 and config.run.threads == 1
@@ -66,12 +72,6 @@ def test_every_rows_command_line_is_understood(name, scale, place):
     assert config.train.epochs == epochs and config.data.max_train_samples == images and config.data.hflip == 0.5
     if row.script == "distill" and isinstance(config.taps, list):
         assert sum(stage.epochs for stage in stages_of(config.schedule, config.taps, epochs)) == epochs
-
-
-def config_of(name, place):
-    words = command(place, ALL_ROWS[name], 0, place.folder(name, 0))
-    words[words.index("--config") + 1] = str(running.REPOSITORY / COMMON)
-    return cli.parse(CONFIGS[ALL_ROWS[name].script], words[words.index("--config") :]).config
 
 
 @pytest.mark.parametrize("name", ["scratch", "bptt", "tet", "ann", "joint_sew"])

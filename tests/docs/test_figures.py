@@ -9,12 +9,18 @@ from pages import README, ROOT, prose
 RESULTS = ROOT / "benchmarks" / "results"
 PAGES = [README, ROOT / "docs" / "measurements.md"]
 
+
+def top1(row: str) -> str:
+    """Where the study's tables have the accuracy of a row."""
+    return rf"`{re.escape(row)}` (?:\| [^|]+){{2}}\| ([\d.]+) "
+
+
 FIGURES = {  # on both pages: file, and where in it the figure is, unrounded
     "teacher 98.96 %": ("2026-11-22_digits.md", r"^\| mean \| (\S+) \|"),
     "99.34 %": ("2026-11-22_digits.md", r"^\| mean (?:\| \S+ ){4}\| (\S+) \|"),
     "of 87.8 %": ("2026-11-22_cifar10_resnet18_one_epoch.md", r"^\| teacher \| (\S+) \|"),
     "79.8 % top-1": ("2026-11-22_cifar10_resnet18_one_epoch.md", r"^\| SNN, T = 4 \| (\S+) \|"),
-    "81.85 % at T = 4": ("study/short_no.md", r"`convert_lif` (?:\| [^|]+){2}\| ([\d.]+) "),
+    "81.85 % at T = 4": ("study/short_no.md", top1("convert_lif")),
     "1.66 times": ("2026-11-22_training_step.md", r"\*\*(\S+)\*\*"),
     "0.55 of": (
         "2026-11-22_training_step.md",
@@ -30,23 +36,23 @@ FIDELITY = "2026-11-25_gradient_fidelity.md"
 CALIBRATION = "2026-11-22_calibration.md"
 
 ADVICE = {  # in docs/results.md
-    "| logit distillation | 78.80 |": (FIRST, r"`kd-kd_remedies-first` (?:\| [^|]+){2}\| ([\d.]+) "),
-    "| three hybrids, `joint` | 75.70 |": (FIRST, r"`joint-remedies-first` (?:\| [^|]+){2}\| ([\d.]+) "),
-    "ended at 75.10 %": (FIRST, r"`joint-remedies-then_calibrated` (?:\| [^|]+){2}\| ([\d.]+) "),
-    "labels alone | - | 82.35 |": (STUDY, r"`teacher_weights` (?:\| [^|]+){2}\| ([\d.]+) "),
+    "| logit distillation | 78.80 |": (FIRST, top1("kd-kd_remedies-first")),
+    "| three hybrids, `joint` | 75.70 |": (FIRST, top1("joint-remedies-first")),
+    "ended at 75.10 %": (FIRST, top1("joint-remedies-then_calibrated")),
+    "labels alone | - | 82.35 |": (STUDY, top1("teacher_weights")),
     "hybrids are 1.80 points ahead": (STUDY, r"teacher_weights [\d.]+: \+([\d.]+)"),
     "are 3.60 points or more behind": (STUDY, r"the teacher [\d.]+: -([\d.]+)"),
-    "(the papers') has 74.05 %": (FIRST, r"`convert_lif-converted-0\.2` (?:\| [^|]+){2}\| ([\d.]+) "),
-    "has 77.40 %": (FIRST, r"`convert_lif-converted-1\.0` (?:\| [^|]+){2}\| ([\d.]+) "),
-    "| 81.50 %": (FIRST, r"`convert_lif-converted-0\.7` (?:\| [^|]+){2}\| ([\d.]+) "),
+    "(the papers') has 74.05 %": (FIRST, top1("convert_lif-converted-0.2")),
+    "has 77.40 %": (FIRST, top1("convert_lif-converted-1.0")),
+    "| 81.50 %": (FIRST, top1("convert_lif-converted-0.7")),
     "ends at [96.34 %]": (TRIALS, r"SNN\s(\S+) %"),
     "takes [0.421 of": ("study/timing_no.md", r"takes (\S+) of BPTT's time"),
     "and 0.338 of its memory": ("study/timing_no.md", r"takes (\S+) of BPTT's memory"),
     "[1.62, 1.41": ("study/timing_no.md", r"^\| joint (?:\| [^|]+){2}\| (\S+) \["),
-    "83.05 %": (STUDY, r"`kd` (?:\| [^|]+){2}\| ([\d.]+) "),
-    "84.15 %": (STUDY, r"`joint` (?:\| [^|]+){2}\| ([\d.]+) "),
+    "83.05 %": (STUDY, top1("kd")),
+    "84.15 %": (STUDY, top1("joint")),
     "end 1.10 points above": (STUDY, r"joint [\d.]+, kd [\d.]+: \+([\d.]+)"),
-    "81.85 % at T = 4": (STUDY, r"`convert_lif` (?:\| [^|]+){2}\| ([\d.]+) "),
+    "81.85 % at T = 4": (STUDY, top1("convert_lif")),
     "to 75.75 % at T = 2": (STUDY, r"^\| \+ hybrids, joint (?:\| [\d.]+ ){1}\| ([\d.]+) \| \*\*"),
     "of the rate had 79.00": (
         TRIALS,
