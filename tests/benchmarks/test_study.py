@@ -434,7 +434,7 @@ def test_runs_of_other_settings_are_left_out(study, tmp_path):
     assert "run with other settings: `teacher_weights`, `tet`." in text and "| `tet` |" not in text
     assert "| `ann` |" in text
     for row in ("joint-remedies-first", "joint-remedies-then_calibrated", "kd-kd_remedies-first"):
-        for seed in range(2):  # more than there are of the common rate
+        for seed in range(3):  # more than there are of the common rate
             leave(tmp_path / "more", row, seed, lr=0.03)
     records.collect(tmp_path / "more", "short", study.parent)
     text = tables.ablations(records.read(study), "")
