@@ -101,6 +101,16 @@ ABLATIONS: dict[str, Ablation] = {
     "reset": Ablation(
         title="Gradient through the reset", default="yes", changes={"no": {"student.neuron.detach_reset": "true"}}
     ),
+    "optimizer": Ablation(
+        title="Optimizer",
+        default="sgd (Nesterov momentum) at the scale's learning rate",
+        changes={
+            f"adamw at {lr}": {"train.optimizer": "adamw", "train.lr": lr, "train.weight_decay": "0.01"}
+            for lr in ("0.0002", "0.0005")
+        },
+        note="The weight decay of AdamW is PyTorch's default for it, 0.01.",
+        scales=("short",),
+    ),
     "lr": Ablation(title="Learning rate", default="the scale's", changes=_each("train.lr", "0.0003", "0.003", "0.01")),
     "remedies": Ablation(
         title="One remedy after another",
