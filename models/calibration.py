@@ -8,9 +8,9 @@ The twin is calibrated from its first neurons to its last, in one pass, on the c
 before give: a layer makes up for the errors of those before it (Li et al., "A Free Lunch From ANN", ICML 2021). For
 each channel, c (a percentile of the activation, Rueckauer et al., 2017, or more than its largest) and the shift of the
 current (among them the threshold / 2T that turns an integrate-and-fire neuron's floor into a round; Deng & Gu, ICLR
-2021) are those with the smallest E[(s r - a)^2] over sampled positions, r the rate that the neuron fires with, a the teacher's activation and s
-its least-squares value. Where spikes are added to the current of a later neuron (a shortcut), their value is that
-neuron's input scale, above which it saturates: its error counts in the choice, too.
+2021) are those with the smallest E[(s r - a)^2] over sampled positions, r the rate that the neuron fires with, a the
+teacher's activation and s its least-squares value. Where spikes are added to the current of a later neuron (a
+shortcut), their value is that neuron's input scale, above which it saturates: its error counts in the choice, too.
 """
 
 from __future__ import annotations
