@@ -112,6 +112,20 @@ ABLATIONS: dict[str, Ablation] = {
         scales=("short",),
     ),
     "lr": Ablation(title="Learning rate", default="the scale's", changes=_each("train.lr", "0.0003", "0.003", "0.01")),
+    "kd_optimizer": Ablation(
+        title="Optimizer of logit distillation",
+        default="sgd (Nesterov momentum) at the scale's learning rate",
+        changes={"adamw at 0.0002": {"train.optimizer": "adamw", "train.lr": "0.0002", "train.weight_decay": "0.01"}},
+        base="kd",
+        scales=("short",),
+    ),
+    "kd_lr": Ablation(
+        title="Learning rate of logit distillation",
+        default="the scale's",
+        changes=_each("train.lr", "0.0003", "0.002", "0.003"),
+        base="kd",
+        note="Losses of hybrids add to the gradient of the layers before their taps: without them a larger one may do.",
+    ),
     "remedies": Ablation(
         title="One remedy after another",
         default="then frozen norms, lr 0.001",

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +23,8 @@ BELOW_TEACHER = 1.5
 """Points that they may be below the teacher."""
 BELOW_BPTT = 1.0
 """Points that rate_m may be below BPTT, both from scratch."""
+TEST_IMAGES = 10_000
+"""Of CIFAR-10."""
 OF_BPTT_TIME, OF_BPTT_MEMORY = 0.55, 0.2
 """Shares of BPTT's time and memory that rate_m may take."""
 
@@ -106,17 +109,29 @@ def equals(found: Mapping[str, Mean]) -> dict[str, list[str]]:
     return {name: others for name, others in pairs.items() if others}
 
 
+def chance(found: Mapping[str, Mean], one: float, other: float, images: int) -> float:
+    """Points by which two accuracies may differ by chance.
+
+    The spread of the seeds; where no row has several, the standard error of the difference, as if the two had seen
+    different test images: the same ones make it smaller, and what seeds do is not in it.
+    """
+    least = spread(found)
+    return math.sqrt(sum(p * (100 - p) for p in (one, other)) / images) if least is None else least
+
+
 @dataclass(frozen=True)
 class Target:
     """
     Args:
         found: the figure, for people; or what is missing for one.
         met: None where it was not measured.
+        by_chance: whether the figure is nearer to the target than rows differ by chance (`chance`).
     """
 
     what: str
     found: str
     met: bool | None
+    by_chance: bool = False
 
 
 def targets(records: Sequence[Record], ratios: Mapping[str, float]) -> list[Target]:
@@ -125,7 +140,9 @@ def targets(records: Sequence[Record], ratios: Mapping[str, float]) -> list[Targ
     Args:
         ratios: "time" and "memory" of rate_m over those of BPTT, where they were measured (`benchmarks.study.timing`).
     """
-    found = {name: value.value for name, value in accuracies(records).items()}
+    means = accuracies(records)
+    found = {name: value.value for name, value in means.items()}
+    images = next((r["settings"]["data.max_eval_samples"] for r in records), None) or TEST_IMAGES
     hybrids = {name: found[name] for name in HYBRIDS if name in found}
     best = max(hybrids, key=lambda name: hybrids[name], default=BEST)
     who = "the best of joint, progressive, stochastic"
@@ -133,11 +150,13 @@ def targets(records: Sequence[Record], ratios: Mapping[str, float]) -> list[Targ
     if teachers:
         found["the teacher"] = statistics.fmean(teachers)
 
-    def points(what: str, one: str, other: str, met: Callable[[float], bool]) -> Target:
+    def points(what: str, one: str, other: str, least: float) -> Target:
         if missing := [name for name in dict.fromkeys((one, other)) if name not in found]:
             return Target(what, f"{NOT_MEASURED}: {', '.join(missing)}", None)
         difference = found[one] - found[other]
-        return Target(what, f"{one} {found[one]:.2f}, {other} {found[other]:.2f}: {difference:+.2f}", met(difference))
+        said = f"{one} {found[one]:.2f}, {other} {found[other]:.2f}: {difference:+.2f}"
+        near = abs(difference - least) < chance(means, found[one], found[other], images)
+        return Target(what, said, difference >= least, near)
 
     def share(what: str, name: str, most: float) -> Target:
         if name not in ratios:
@@ -147,13 +166,11 @@ def targets(records: Sequence[Record], ratios: Mapping[str, float]) -> list[Targ
     return [
         points(
             f"{who}: at least {HYBRIDS_OVER_LABELS} points above rate_m from the teacher's weights",
-            best, "teacher_weights", lambda d: d >= HYBRIDS_OVER_LABELS,
+            best, "teacher_weights", HYBRIDS_OVER_LABELS,
         ),
-        points(
-            f"{who}: at least {HYBRIDS_OVER_KD} above logit KD", best, "kd", lambda d: d >= HYBRIDS_OVER_KD
-        ),
-        points(f"{who}: within {BELOW_TEACHER} of the teacher", best, "the teacher", lambda d: d >= -BELOW_TEACHER),
-        points(f"rate_m within {BELOW_BPTT} of BPTT", "scratch", "bptt", lambda d: d >= -BELOW_BPTT),
+        points(f"{who}: at least {HYBRIDS_OVER_KD} above logit KD", best, "kd", HYBRIDS_OVER_KD),
+        points(f"{who}: within {BELOW_TEACHER} of the teacher", best, "the teacher", -BELOW_TEACHER),
+        points(f"rate_m within {BELOW_BPTT} of BPTT", "scratch", "bptt", -BELOW_BPTT),
         share(f"rate_m at no more than {OF_BPTT_TIME} of BPTT's time", "time", OF_BPTT_TIME),
         share(f"rate_m at no more than {OF_BPTT_MEMORY} of BPTT's memory", "memory", OF_BPTT_MEMORY),
     ]  # fmt: skip

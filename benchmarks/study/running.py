@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import datetime
 import fcntl
+import itertools
 import json
 import os
 import re
@@ -72,7 +73,8 @@ class Place:
     def is_done(self, row: str, seed: int) -> bool:
         """
         Raises:
-            ValueError: for a run of another precision, which this one would be taken for.
+            ValueError: for a run of another precision, or of a row that was another then, which this one would be taken
+                for.
         """
         folder = self.folder(row, seed)
         record = read_record(folder)
@@ -81,7 +83,25 @@ class Place:
                 f"{folder} holds a run of precision {record['precision']}, found --precision {self.precision}: give "
                 "--runs another folder"
             )
+        if record is not None and (found := self._other_settings(row, record["command"])):
+            raise ValueError(
+                f"{folder} holds a run of other settings than the row now has: {', '.join(found)}; give --runs another "
+                "folder"
+            )
         return is_done(folder)
+
+    def _other_settings(self, row: str, words: list[str]) -> list[str]:
+        """What differs between a run's command line and the row, for people."""
+        wanted = {**SCALES[self.scale].arguments, **ALL_ROWS[row].said(self.scale)}
+        had = {name.removeprefix("--"): value for name, value in itertools.pairwise(words) if name.startswith("--")}
+        ours = {
+            name for name in had if name.partition(".")[0] not in ("run", "data", "teacher", "ann", "config", "resume")
+        }
+        return [
+            f"{name} {had.get(name, 'not given')}, now {wanted.get(name, 'not given')}"
+            for name in sorted(ours | wanted.keys())
+            if had.get(name) != wanted.get(name)
+        ]
 
 
 def read_record(folder: Path) -> dict[str, Any] | None:

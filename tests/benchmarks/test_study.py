@@ -13,7 +13,7 @@ from benchmarks import machine
 from benchmarks.study import __main__ as program
 from benchmarks.study import ablations, records, running, tables, timing
 from benchmarks.study.ablations import ABLATION_ROWS, ABLATIONS, ALL_ROWS
-from benchmarks.study.comparing import accuracies, equals, mean, spread, targets
+from benchmarks.study.comparing import accuracies, chance, equals, mean, spread, targets
 from benchmarks.study.conversion import ConversionConfig
 from benchmarks.study.rows import BEST, HYBRIDS, ROWS, SCALES, changed
 from benchmarks.study.running import Place, RowFailed, command, run_row
@@ -136,11 +136,11 @@ if how == "waits":
 @pytest.fixture
 def fake(monkeypatch):
     """Rows run a program of three lines; `how` says what it does, by row."""
-    how = {}
+    how, real = {}, running.command
 
     def fake_command(place, row, seed, folder):
         name = next(name for name, known in ALL_ROWS.items() if known is row)
-        return ["-c", PROGRAM, str(folder), how.get(name, "ends"), *(["--resume"] if folder.is_dir() else [])]
+        return ["-c", PROGRAM, str(folder), how.get(name, "ends"), *real(place, row, seed, folder)[1:]]
 
     monkeypatch.setattr(running, "command", fake_command)
     monkeypatch.setattr(running, "POLL", 0.01)
@@ -257,6 +257,17 @@ def test_runs_of_another_precision_are_not_taken_for_ones_own(place, fake, capsy
     with pytest.raises(SystemExit):
         program.main([*arguments(place, "kd", "--seeds", "0"), "--precision", "bf16"])
     assert "holds a run of precision no, found --precision bf16" in capsys.readouterr().err
+
+
+def test_runs_of_a_row_as_it_was_are_not_taken_for_ones_own(place, fake, capsys, monkeypatch):
+    program.main(arguments(place, "kd", "--seeds", "0"))
+    program.main(arguments(place, "kd", "--seeds", "0"))
+    row = ALL_ROWS["kd"]
+    other = {"student.neuron.leak": "0.9", "loss.temperature": "3"}
+    monkeypatch.setitem(ALL_ROWS, "kd", dataclasses.replace(row, arguments={**row.arguments, **other}))
+    with pytest.raises(SystemExit):
+        program.main(arguments(place, "kd", "--seeds", "0"))
+    assert "loss.temperature not given, now 3, student.neuron.leak 0.5, now 0.9; give" in capsys.readouterr().err
 
 
 def test_a_seed_of_all_rows_comes_before_the_next():
@@ -457,10 +468,21 @@ def test_differences_smaller_than_the_spread_of_the_seeds_are_none(study):
 def test_targets_are_judged_by_the_means(study):
     found = targets(records.read(study), {"time": 0.54, "memory": 0.26})
     assert [target.met for target in found] == [False, True, False, False, True, False]
+    # the spread of the seeds is 0.8 points; these two are 0.2 and 0.25 from their targets
+    assert [target.by_chance for target in found] == [True, False, False, True, False, False]
     assert found[0].found == "joint 62.30, teacher_weights 60.50: +1.80"  # below 2.0
     assert found[1].found == "joint 62.30, kd 60.40: +1.90"
     assert found[2].found == "joint 62.30, the teacher 87.50: -25.20"
     assert found[3].found == "scratch 40.00, bptt 41.25: -1.25"
+    text = tables.study(records.read(study), {}, [], "")
+    assert [line_with(text, what)[2] for what in ("| joint 62.30, kd", "| scratch 40.00, bptt")] == [
+        "yes",
+        "**no**, within chance",
+    ]
+    alone = [record for record in records.read(study) if record["seed"] == 0]
+    # of one seed, and 10,000 images: sqrt((62 38 + 60.5 39.5) / 10000) = 0.69, joint 1.5 above, 2.0 wanted
+    assert chance(accuracies(alone), 62.0, 60.5, 10_000) == pytest.approx(0.689, abs=5e-4)
+    assert targets(alone, {})[0].found.endswith("+1.50") and targets(alone, {})[0].by_chance
     few = [record for record in records.read(study) if record["row"] == "scratch"]
     assert [target.met for target in targets(few, {})] == [None] * 6
     assert targets(few, {})[0].found == "not measured: joint, teacher_weights"
@@ -503,7 +525,8 @@ def test_an_ablations_table_has_the_differences(tmp_path, capsys):
         "+0.00",
         "81.00 / 72.00",
     ]
-    assert line_with(text, "`joint-temperature-1`")[4:6] == ["61.00", "-1.50"]
+    # of the same seed: 62.0
+    assert line_with(text, "`joint-temperature-1`")[4:6] == ["61.00", "-1.00"]
     assert text.count("## ") == 1 and "1.00 points, the largest range of a row's seeds (`joint`)" in text
 
 
