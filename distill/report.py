@@ -102,7 +102,7 @@ def model_card(summary: dict[str, Any], teacher: str | None, data: str, config: 
 {table(summary)}
 ```
 
-Mean firing rate: {100 * summary["mean_firing_rate"]:.1f} % of the neurons in a step."""
+Mean firing rate: {100 * summary["mean_firing_rate"]:.1f} % of the neurons in a step, mean over the layers."""
     made = f"""{how}
 by {packages}.
 

@@ -107,8 +107,9 @@ def assumptions(images: int) -> list[str]:
         f"45 nm, 32-bit floating point: {PJ_PER_MAC} pJ a multiply-accumulate (MAC), {PJ_PER_AC} pJ an accumulate (AC)",
         "a convolution or linear layer whose input is spikes does one AC for each synapse that a spike reaches "
         "(borders, strides, groups exact); a sum of n spikes counts as n; DSR's thresholds are folded into the weights",
-        "every other one (its input an image, a linear bottleneck, an average pool, a gate) does all its MACs, those "
-        "of the padding included, at every step, also where its input is the same at every step",
+        "every other one (its input an image, a linear bottleneck, an average pool, a gate) does all its MACs at every "
+        "step, also where its input is the same at every step",
+        "MACs of the padding count, as is usual, though no spike lies there: that favours the SNN where maps are small",
         "batch norms are folded into weights and thresholds; biases, neurons, pooling, residual sums, resizing and the "
         "products of gates are not counted as arithmetic",
         "of a hybrid the adapter and the teacher's blocks behind it run once an image, on rates; a teacher with class "
