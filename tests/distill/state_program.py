@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import torch
-from process_program import forked, note
+from process_program import forked, note, rank
 from test_loop import config_of, cross_entropy, linear, shuffled
 from torch import nn
 from toy_runs import start, tiny
@@ -57,10 +57,19 @@ def of_one(folder: Path) -> None:
     note(folder, [continued(alone, epochs) for epochs in (2, 3)])
 
 
+def own_disks(folder: Path) -> None:
+    """The main process does not see what the other one writes."""
+    try:
+        trained(folder / str(rank()), 1)
+    except ValueError as error:
+        note(folder, str(error))
+
+
 def main(folder: Path) -> None:
     torch.set_num_threads(1)
     forked(folder, "two", 2, two)
     forked(folder, "of_one", 2, of_one)
+    forked(folder, "own_disks", 2, own_disks)
 
 
 if __name__ == "__main__":

@@ -650,6 +650,27 @@ def test_a_checkpoint_of_two_processes_is_refused_unless_it_is_allowed(tmp_path)
     assert [line["epoch"] for line in metrics_of(tmp_path)] == [1, 2, 3]
 
 
+@pytest.mark.parametrize("name", ["progress_0.json", "random_states_0.pkl"])
+def test_within_an_epoch_each_process_goes_on_from_its_own_place(tmp_path, name):
+    with pytest.raises(Stopped):
+        train(tmp_path, config_of(epochs=3), losses=Cut(3), saving=Saving(steps=1))
+    newest = Checkpoints(tmp_path / "checkpoints" / "student").newest()
+    assert (newest.epochs, newest.batches) == (1, 1)
+    (newest.path / name).unlink()
+    files = json.loads((newest.path / "manifest.json").read_text())["files"]
+    rewrite_manifest(newest.path, files={kept: value for kept, value in files.items() if kept != name})
+    with pytest.raises(ValueError, match=f"process 0 of 1 does not find .*{name}: all machines must see the same"):
+        train(tmp_path, config_of(epochs=3), resume=True)
+
+
+def test_each_checkpoint_is_written_under_a_name_of_its_own(tmp_path, monkeypatch):
+    """Other machines may still take the last one's name for the checkpoint that it has become."""
+    names, save_state = [], Accelerator.save_state
+    monkeypatch.setattr(Accelerator, "save_state", lambda self, path: names.append(path) or save_state(self, path))
+    train(tmp_path, config_of(epochs=3))
+    assert len(set(names)) == 3 and all("/unfinished_" in name for name in names)
+
+
 def test_firing_rates_are_logged_and_dead_layers_named(tmp_path, caplog):
     caplog.set_level(logging.INFO)
     snn = create_snn("resnet18_cifar", 3, 2, 1, width=8)

@@ -47,3 +47,11 @@ def test_a_run_of_two_processes_goes_on_in_one(done):
     assert set(saved) == {"1.weight", "1.bias"}  # as one process names them
     assert continued(done / "two", 2) == noted(done, "two", 0) == noted(done, "two", 1)
     np.testing.assert_allclose(continued(done / "two", 3), longer, rtol=1e-9, atol=1e-9)
+
+
+def test_machines_that_do_not_share_a_folder_end_at_the_first_checkpoint(done):
+    for rank in (0, 1):
+        said = noted(done, "own_disks", rank)
+        assert "progress_1.json, random_states_1.pkl is missing in" in said and "must see the same run.dir" in said
+        assert said.endswith("no checkpoint was written before")
+    assert list((done / "own_disks" / "0" / "checkpoints" / "student").iterdir()) == []
