@@ -89,10 +89,11 @@ class Stopped(Exception):
 
 
 def train(tmp_path, config, model=None, losses=cross_entropy, images=IMAGES, resume=False, evaluate=lambda model: {},
-          score=None, saving=None, stop_after=None, loader=None):  # fmt: skip
+          score=None, saving=None, stop_after=None, loader=None, scaler=None):  # fmt: skip
     """Returns the trained network and what `fit` returned; with `stop_after` the network after so many epochs."""
     forget_accelerate()
     accelerator = Accelerator(cpu=True, step_scheduler_with_optimizer=False)
+    accelerator.scaler = scaler
     tmp_path.mkdir(exist_ok=True)
     model = linear() if model is None else model
     if stop_after is not None:
@@ -352,6 +353,53 @@ def test_a_gradient_that_is_no_number_is_skipped_too(tmp_path):
 
     with pytest.raises(NonFiniteLossError, match="total 0"):
         train(tmp_path, config_of(max_skipped_steps=0), losses=losses)
+
+
+class Overflow:
+    """A loss that is a number, with gradients that are none in some of the steps."""
+
+    def __init__(self, *steps):
+        self.steps, self.calls = steps, itertools.count()
+
+    def __call__(self, logits, labels):
+        parts = cross_entropy(logits, labels)
+        if next(self.calls) in self.steps:
+            parts["total"] = parts["total"] + (logits - logits.detach()).square().sum().sqrt()  # 0, with 0/0
+        return parts
+
+
+def test_a_step_that_the_scaler_skips_leaves_no_trace_but_in_the_log(tmp_path, caplog):
+    """On a CPU the scaler of float16 does for other types, too: only its numbers are not needed."""
+    caplog.set_level(logging.INFO)
+
+    def network():
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Flatten(), nn.BatchNorm1d(4), nn.Linear(4, 3))
+
+    data = TensorDataset(data_of(16).tensors[0].float(), data_of(16).tensors[1])
+    loader, scaler = DataLoader(data, 4), torch.amp.GradScaler("cpu")
+    config = config_of(max_skipped_steps=0, ema=0.9)
+    model, _ = train(tmp_path, config, network(), Overflow(0, 1, 2, 3), loader=loader, scaler=scaler)
+    for name, before in network().state_dict().items():
+        assert torch.equal(model.state_dict()[name], before), name
+    (line,) = metrics_of(tmp_path)
+    progress = json.loads((tmp_path / "checkpoints" / "student" / "epoch_0001" / "progress_0.json").read_text())
+    assert (line["skipped_steps"], progress["averaged"], progress["overflowed_in_a_row"]) == (4, 0, 4)
+    assert caplog.text.count("the gradient overflows float16 in step 1 (epoch 1) of the student (total ") == 1
+    assert "the loss is scaled by 32768 now" in caplog.text and caplog.text.count("overflows") == 1
+    train(tmp_path, dataclasses.replace(config, epochs=2), network(), loader=loader, scaler=scaler, resume=True)
+    progress = json.loads((tmp_path / "checkpoints" / "student" / "epoch_0002" / "progress_0.json").read_text())
+    assert (progress["averaged"], progress["overflowed_in_a_row"]) == (4, 0)
+
+
+def test_gradients_that_no_scale_makes_numbers_end_the_training(tmp_path):
+    scaler = torch.amp.GradScaler("cpu")
+    data = TensorDataset(data_of(80).tensors[0].float(), data_of(80).tensors[1])
+    loader = DataLoader(data, 1)
+    with pytest.raises(NonFiniteLossError, match=r"in step 52 \(epoch 1\) of the .*, 51 times in a row") as e:
+        train(tmp_path, config_of(), linear().float(), Overflow(*range(1, 99)), loader=loader, scaler=scaler)
+    for part in ("images [51]", "no checkpoint was written before", "run.mixed_precision (bf16 or no)", "e-11"):
+        assert part in str(e.value), part
 
 
 def test_the_newest_checkpoints_and_the_best_are_kept(tmp_path):
