@@ -32,7 +32,7 @@ from distill.mixing import Mixing
 from distill.optimizers import warmup_cosine
 from distill.preparation import channels_last, freeze_norms, prepare_training
 from distill.processes import Agreement
-from distill.random_numbers import repeatable
+from distill.random_numbers import draw_apart, repeatable
 from distill.runs import RunFolder
 from distill.saved_state import SavedState
 from distill.steps import MOST_OVERFLOWS, NonFiniteLossError, StepGuard
@@ -159,6 +159,7 @@ class _Fit:
         self.saved = time.monotonic()
 
     def run(self, resume: bool) -> FitResult:
+        draw_apart(self.stage, self.accelerator.process_index)  # the networks are the same by now
         if resume:
             self._resume()
         evaluation = None

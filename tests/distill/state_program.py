@@ -6,25 +6,48 @@ FOLDER/alone is a run of one process. FOLDER/JOB.RANK.txt is what a process of a
 it noted, FOLDER/JOB.json the job's exit statuses.
 """
 
+import contextlib
 import sys
 from pathlib import Path
 
 import torch
 from process_program import forked, note, rank
-from test_loop import config_of, cross_entropy, linear, shuffled
+from test_loop import Cut, Stopped, config_of, cross_entropy, linear, shuffled
 from torch import nn
 from toy_runs import start, tiny
 
-from distill.backward import once
+from distill.backward import Losses, once
 from distill.loop import fit
 from distill.preparation import unwrap
 from distill.runs import RunFolder, Saving
 
 
-def trained(folder: Path, epochs: int, resume: bool = False, saving: Saving | None = None) -> list[list[float]]:
+class Noise(nn.Module):
+    """Draws numbers in training, and keeps them: what dropout does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.drawn: list[float] = []
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.training:
+            self.drawn.append(torch.rand(()).item())
+        return x
+
+
+def trained(
+    folder: Path,
+    epochs: int,
+    resume: bool = False,
+    saving: Saving | None = None,
+    losses: Losses = cross_entropy,
+    noise: Noise | None = None,
+) -> list[list[float]]:
     """A linear network's weights after so many epochs of two steps, those of a checkpoint among them."""
     accelerator = start(tiny(folder)).accelerator
     network = linear()
+    if noise is not None:
+        network.append(noise)
     if resume:
         nn.init.zeros_(network[1].weight)  # those of the checkpoint count
     folder.mkdir(exist_ok=True)
@@ -32,7 +55,7 @@ def trained(folder: Path, epochs: int, resume: bool = False, saving: Saving | No
         stage="student",
         accelerator=accelerator,
         model=network,
-        backward=once(cross_entropy),
+        backward=once(losses),
         loader=shuffled(8 // accelerator.num_processes, 16),
         evaluate=lambda model: {},
         # as many images a step on any number of processes
@@ -57,6 +80,16 @@ def of_one(folder: Path) -> None:
     note(folder, [continued(alone, epochs) for epochs in (2, 3)])
 
 
+def draws(folder: Path) -> None:
+    """Of a run of two epochs; of the same run that was cut in its last step but one, and what it has drawn then."""
+    whole, cut, again = Noise(), Noise(), Noise()
+    trained(folder / "whole", 2, noise=whole)
+    with contextlib.suppress(Stopped):
+        trained(folder / "cut", 2, saving=Saving(steps=1), losses=Cut(2), noise=cut)
+    trained(folder / "cut", 2, resume=True, noise=again)
+    note(folder, [whole.drawn, cut.drawn, again.drawn])
+
+
 def own_disks(folder: Path) -> None:
     """The main process does not see what the other one writes."""
     try:
@@ -70,6 +103,7 @@ def main(folder: Path) -> None:
     forked(folder, "two", 2, two)
     forked(folder, "of_one", 2, of_one)
     forked(folder, "own_disks", 2, own_disks)
+    forked(folder, "draws", 2, draws)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 from safetensors.torch import load_file
-from state_program import continued, trained
+from state_program import Noise, continued, trained
 from test_processes import HERE, environment
 
 from distill.checkpoints import Checkpoints
@@ -55,3 +55,13 @@ def test_machines_that_do_not_share_a_folder_end_at_the_first_checkpoint(done):
         assert "progress_1.json, random_states_1.pkl is missing in" in said and "must see the same run.dir" in said
         assert said.endswith("no checkpoint was written before")
     assert list((done / "own_disks" / "0" / "checkpoints" / "student").iterdir()) == []
+
+
+def test_each_process_draws_its_own_numbers_and_a_resumed_one_those_it_would_have(done):
+    alone = Noise()
+    trained(done / "alone_draws", 2, noise=alone)
+    main, other = (noted(done, "draws", rank) for rank in (0, 1))
+    for whole, cut, again in (main, other):
+        assert len(whole) == 4 and len(set(whole)) == 4
+        assert cut == whole[:3] and again == whole[2:]  # the pass of the loss that was cut is made again
+    assert main[0] == alone.drawn and not set(main[0]) & set(other[0])
