@@ -142,6 +142,8 @@ class SavedState:
         # a process that was not there when it was written starts between two epochs, where nothing else counts
         progress = Progress.of_plain(_progress_in(own)[0]) if own.exists() else Progress(found.epochs)
         progress.averaged = of_first.averaged
+        progress.skipped_in_a_row = of_first.skipped_in_a_row  # all processes decide by them together
+        progress.overflowed_in_a_row = of_first.overflowed_in_a_row
         accelerator.step = progress.batches  # where a step ends: Accelerate's own may be of another division
         if self._images is not None:
             recall_skipped(found.path, self._images)

@@ -1,21 +1,15 @@
-"""A program: what two processes (gloo) keep of a training, and what each has of its own; for test_state_processes.py.
-
-    python state_program.py FOLDER
-
-FOLDER/alone is a run of one process. FOLDER/JOB.RANK.txt is what a process of a job printed, FOLDER/JOB.RANK.json what
-it noted, FOLDER/JOB.json the job's exit statuses.
-"""
+"""What two processes keep of a training, and what each has of its own: a job of fault_program.py."""
 
 import contextlib
-import sys
 from pathlib import Path
 
 import torch
-from process_program import forked, note, rank
+from process_program import note, rank
 from test_loop import Cut, Stopped, config_of, cross_entropy, linear, shuffled
 from torch import nn
 from toy_runs import start, tiny
 
+from distill import loop
 from distill.backward import Losses, once
 from distill.loop import fit
 from distill.preparation import unwrap
@@ -70,41 +64,47 @@ def continued(folder: Path, epochs: int) -> list[list[float]]:
     return trained(folder, epochs, resume=True, saving=Saving(allow_changed=("processes", "batch_size")))
 
 
-def two(folder: Path) -> None:
-    note(folder, trained(folder, 2))
-
-
-def of_one(folder: Path) -> None:
-    """The run of one process: as it was, and for an epoch more."""
-    alone = folder.with_name("alone")
-    note(folder, [continued(alone, epochs) for epochs in (2, 3)])
-
-
-def draws(folder: Path) -> None:
+def draws(folder: Path) -> list[list[float]]:
     """Of a run of two epochs; of the same run that was cut in its last step but one, and what it has drawn then."""
     whole, cut, again = Noise(), Noise(), Noise()
     trained(folder / "whole", 2, noise=whole)
     with contextlib.suppress(Stopped):
         trained(folder / "cut", 2, saving=Saving(steps=1), losses=Cut(2), noise=cut)
     trained(folder / "cut", 2, resume=True, noise=again)
-    note(folder, [whole.drawn, cut.drawn, again.drawn])
+    return [whole.drawn, cut.drawn, again.drawn]
 
 
-def own_disks(folder: Path) -> None:
+def own_disks(folder: Path) -> str:
     """The main process does not see what the other one writes."""
     try:
-        trained(folder / str(rank()), 1)
+        trained(folder / f"disk{rank()}", 1)
     except ValueError as error:
-        note(folder, str(error))
+        return str(error)
+    return ""
 
 
-def main(folder: Path) -> None:
-    torch.set_num_threads(1)
-    forked(folder, "two", 2, two)
-    forked(folder, "of_one", 2, of_one)
-    forked(folder, "own_disks", 2, own_disks)
-    forked(folder, "draws", 2, draws)
+def skipped_before(folder: Path) -> list[int]:
+    """Steps skipped in a row, as a resumed run knows them."""
+    found, resume = [], loop._Fit._resume
+
+    def noted(fit: loop._Fit) -> None:
+        resume(fit)
+        found.append(fit.progress.skipped_in_a_row)
+
+    loop._Fit._resume = noted
+    continued(folder, 2)
+    loop._Fit._resume = resume
+    return found
 
 
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+def states(folder: Path) -> None:
+    """Of trainings of both processes, and of those in the folders `alone` and `skipping` that one process began."""
+    alone = folder.with_name("alone")
+    found = {
+        "two": trained(folder / "two", 2),
+        "of_one": [continued(alone, epochs) for epochs in (2, 3)],  # as it was, and an epoch later
+        "skipped": skipped_before(folder.with_name("skipping")),
+        "draws": draws(folder),
+        "own_disks": own_disks(folder),
+    }
+    note(folder, found)
