@@ -36,7 +36,7 @@ from distill.random_numbers import draw_apart, repeatable
 from distill.runs import RunFolder
 from distill.saved_state import SavedState
 from distill.steps import MOST_OVERFLOWS, NonFiniteLossError, StepGuard
-from models import NonContractingLoopError, synchronised_batch_norm
+from models import FeedbackLoop, NonContractingLoopError, synchronised_batch_norm
 
 log = logging.getLogger(__name__)
 
@@ -354,6 +354,9 @@ class _Fit:
     def _save(self, evaluation: Mapping[str, float] | None) -> str:
         """Writes a checkpoint; returns what to say of it."""
         self.saved = time.monotonic()
+        for module in self.network.modules():
+            if isinstance(module, FeedbackLoop):  # the main process writes for all
+                module.share_excess()
         score = None if evaluation is None or self.score is None else evaluation.get(self.score)
         return self.state.save(self.progress, score)
 

@@ -136,3 +136,15 @@ def test_each_process_draws_its_own_numbers_and_a_resumed_one_those_it_would_hav
         assert len(whole) == 4 and len(set(whole)) == 4
         assert cut == whole[:3] and again == whole[2:]  # the pass of the loss that was cut is made again
     assert main[0] == alone.drawn and not set(main[0]) & set(other[0])
+
+
+def test_a_loop_that_grows_on_one_process_alone_is_weakened_on_all(done, noted_states):
+    for found in (process["growth"] for process in noted_states):
+        first, second = found["gains"]
+        assert second == pytest.approx(first * 0.9 / 2, rel=1e-6)
+    saved = Checkpoints(done / "states" / "growth" / "checkpoints" / "student").newest().path
+    assert load_file(saved / "model.safetensors")["loop.excess"].item() == 3  # found in the last step
+
+
+def test_a_batch_with_a_loop_is_tried_on_each_process_by_itself(noted_states):
+    assert [process["growth"]["batch"] for process in noted_states] == [[4, 2]] * 2

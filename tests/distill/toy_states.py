@@ -1,7 +1,9 @@
 """What two processes keep of a training, and what each has of its own: a job of fault_program.py."""
 
 import contextlib
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from process_program import note, rank
@@ -11,9 +13,11 @@ from toy_runs import start, tiny
 
 from distill import loop
 from distill.backward import Losses, once
+from distill.batch_size import batch_that_fits
 from distill.loop import fit
 from distill.preparation import unwrap
 from distill.runs import RunFolder, Saving
+from models import create_snn
 
 
 class Noise(nn.Module):
@@ -97,6 +101,42 @@ def skipped_before(folder: Path) -> list[int]:
     return found
 
 
+def growth(folder: Path) -> dict[str, Any]:
+    """What becomes of a loop that grows on the process of rank 1 alone, which holds smaller batches, too."""
+    accelerator = start(tiny(folder)).accelerator
+    network = create_snn("feedback_convnet", 3, 2, 1, width=8, algorithm="ide").double().train()
+    loop = network.get_submodule("loop")
+    gains: list[float] = []
+
+    def of_small_device(logits: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
+        if rank() == 1 and len(labels) > 4:
+            raise RuntimeError("CUDA out of memory.")
+        return cross_entropy(logits, labels)
+
+    def growing(logits: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
+        gains.append(loop.feedback.linear.weight.norm().item())
+        if rank() == 1:
+            loop.excess.fill_(1.0 + len(gains))
+        return cross_entropy(logits, labels)
+
+    config = config_of(batch_size=8, accumulate=1, lr=1e-12, find_batch_size=True)
+    images = torch.ones(1, 1, 2, 2, dtype=torch.float64)
+    config = batch_that_fits(accelerator, network, once(of_small_device), images, config, None)
+    folder.mkdir(exist_ok=True)
+    fit(
+        stage="student",
+        accelerator=accelerator,
+        model=network,
+        backward=once(growing),
+        loader=shuffled(config.batch_size, 16),
+        evaluate=lambda model: {},
+        config=replace(config, accumulate=1),  # two steps
+        folder=RunFolder(folder),
+        resume=False,
+    )
+    return {"gains": gains, "batch": [config.batch_size, config.accumulate]}
+
+
 def states(folder: Path) -> None:
     """Of trainings of both processes, and of those in the folders `alone` and `skipping` that one process began."""
     alone = folder.with_name("alone")
@@ -105,6 +145,7 @@ def states(folder: Path) -> None:
         "of_one": [continued(alone, epochs) for epochs in (2, 3)],  # as it was, and an epoch later
         "skipped": skipped_before(folder.with_name("skipping")),
         "draws": draws(folder),
+        "growth": growth(folder / "growth"),
         "own_disks": own_disks(folder),
     }
     note(folder, found)
