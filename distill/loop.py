@@ -100,8 +100,8 @@ def fit(
         norms_of: the part of the model whose batch norms `config.freeze_norms` means; None for all of it.
 
     Raises:
-        ValueError: for fewer images than the processes need for one step, or a checkpoint of another number of
-            processes.
+        ValueError: for fewer images than the processes need for one step, a checkpoint of another number of
+            processes, or machines that do not see one folder.
         NonFiniteLossError: after more than `config.max_skipped_steps` bad steps in a row; names the parts of the loss
             and the images. A checkpoint is written. Or after more than `MOST_OVERFLOWS` steps in a row that the scaler
             of float16's gradients has skipped.
