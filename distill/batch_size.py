@@ -15,6 +15,7 @@ from distill.checkpoints import Checkpoints
 from distill.config import TrainConfig
 from distill.processes import Agreement
 from distill.random_numbers import repeatable
+from models.ranks import alone
 
 log = logging.getLogger(__name__)
 
@@ -97,7 +98,7 @@ def _try(accelerator: Accelerator, model: nn.Module, backward: Backward, images:
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     try:
         reserve = [torch.empty_like(parameter) for parameter in trained for _ in range(RESERVE)]
-        with repeatable(images.device), accelerator.autocast():
+        with repeatable(images.device), alone(), accelerator.autocast():  # another process may try fewer batches
             backward(accelerator, model, images, torch.zeros(batch_size, dtype=torch.long, device=images.device), 0)
         del reserve
     finally:

@@ -13,7 +13,7 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,6 +34,10 @@ class Checkpoint(NamedTuple):
 
 class CheckpointError(OSError):
     """A checkpoint could not be written."""
+
+
+class IncompleteCheckpointError(CheckpointError):
+    """Files that a process has written are not where the main process looks for them."""
 
 
 class Checkpoints:
@@ -73,6 +77,8 @@ class Checkpoints:
         everywhere: Callable[[BaseException | None], None],
         is_main: bool,
         facts: dict[str, Any],
+        aside: str = UNFINISHED,
+        needed: Sequence[str] = (),
     ) -> None:
         """Saves the state; every process calls it.
 
@@ -82,24 +88,36 @@ class Checkpoints:
             everywhere: waits for all processes and raises on all if one hands it an error.
             is_main: of this process.
             facts: entries of the manifest; "score" decides which is the best.
+            aside: a name that begins with "unfinished", of the folder that is written; the same on all processes and
+                another for each save: on network disks a process may still take the last one's name for the checkpoint
+                that it has become.
+            needed: files that there must be, of all processes.
 
         Raises:
             CheckpointError: where the disk is full or a file cannot be written; older checkpoints stay as they are.
+                What kind of one, `everywhere` decides.
         """
         name = f"epoch_{epochs:04d}" + (f"_batch_{batches:08d}" if batches else "")
-        temporary, final = self.path / UNFINISHED, self.path / name
+        temporary, final = self.path / aside, self.path / name
         steps: list[Callable[[], None]] = [lambda: _make(temporary) if is_main else None, lambda: write(temporary)]
         try:
             for step in steps:
                 everywhere(_error_of(step))
-            everywhere(_error_of(lambda: self._publish(temporary, final, facts) if is_main else None))
+            everywhere(_error_of(lambda: self._publish(temporary, final, facts, needed) if is_main else None))
         except CheckpointError:
             if is_main:
                 shutil.rmtree(temporary, ignore_errors=True)
             raise
 
-    def _publish(self, temporary: Path, final: Path, facts: dict[str, Any]) -> None:
-        files = sorted(path for path in temporary.rglob("*") if path.is_file())
+    def _publish(self, temporary: Path, final: Path, facts: dict[str, Any], needed: Sequence[str]) -> None:
+        if missing := [name for name in needed if not (temporary / name).is_file()]:
+            raise IncompleteCheckpointError(
+                f"{', '.join(missing)} is missing in {temporary}: all machines must see the same run.dir"
+            )
+        # a list of what is in the folder may be older, on network disks, than files of other machines
+        files = sorted(
+            {path for path in temporary.rglob("*") if path.is_file()} | {temporary / name for name in needed}
+        )
         hashes = {str(path.relative_to(temporary)): _sha256(path) for path in files}
         for path in files:
             _flush(path)
@@ -173,7 +191,8 @@ def damage_of(path: Path) -> str | None:
 
 
 def _make(temporary: Path) -> None:
-    shutil.rmtree(temporary, ignore_errors=True)
+    for old in temporary.parent.glob(f"{UNFINISHED}*"):
+        shutil.rmtree(old, ignore_errors=True)
     temporary.mkdir(parents=True)
 
 

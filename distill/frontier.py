@@ -109,13 +109,14 @@ class RowsOfStages:
     is the hybrid that was saved. Only the main process of a resumed run knows the rows of the stages before.
 
     Args:
-        session: of the run, its folder open.
+        session: of the run; every process makes this, because the run's folder is opened here.
         kept: whether several stages follow one another.
     """
 
     def __init__(self, session: Session, kept: bool) -> None:
+        folder = session.folder  # all processes open it, also those that write nothing here
         writes = kept and session.accelerator.is_main_process
-        self._path = session.folder.checkpoints / "frontier.json" if writes else None
+        self._path = folder.checkpoints / "frontier.json" if writes else None
         self.all: list[Row] = []
         if self._path is not None and self._path.exists():
             self.all = json.loads(self._path.read_text())

@@ -32,11 +32,11 @@ from distill.mixing import Mixing
 from distill.optimizers import warmup_cosine
 from distill.preparation import channels_last, freeze_norms, prepare_training
 from distill.processes import Agreement
-from distill.random_numbers import repeatable
+from distill.random_numbers import draw_apart, repeatable
 from distill.runs import RunFolder
 from distill.saved_state import SavedState
-from distill.steps import NonFiniteLossError, StepGuard
-from models import NonContractingLoopError, synchronised_batch_norm
+from distill.steps import MOST_OVERFLOWS, NonFiniteLossError, StepGuard
+from models import FeedbackLoop, NonContractingLoopError, synchronised_batch_norm
 
 log = logging.getLogger(__name__)
 
@@ -100,10 +100,11 @@ def fit(
         norms_of: the part of the model whose batch norms `config.freeze_norms` means; None for all of it.
 
     Raises:
-        ValueError: for fewer images than the processes need for one step, or a checkpoint of another number of
-            processes.
+        ValueError: for fewer images than the processes need for one step, a checkpoint of another number of
+            processes, or machines that do not see one folder.
         NonFiniteLossError: after more than `config.max_skipped_steps` bad steps in a row; names the parts of the loss
-            and the images. A checkpoint is written.
+            and the images. A checkpoint is written. Or after more than `MOST_OVERFLOWS` steps in a row that the scaler
+            of float16's gradients has skipped.
         NonContractingLoopError: names the step; the checkpoints are those written before it.
         Preempted: at SIGTERM, after a checkpoint was written within the step.
     """
@@ -158,6 +159,7 @@ class _Fit:
         self.saved = time.monotonic()
 
     def run(self, resume: bool) -> FitResult:
+        draw_apart(self.stage, self.accelerator.process_index)  # the networks are the same by now
         if resume:
             self._resume()
         evaluation = None
@@ -235,6 +237,7 @@ class _Fit:
     def _pass(self, images: Tensor, labels: Tensor, step: int, looked_at: bool) -> None:
         """Forward and backward of one batch and, behind the last of a step, the optimizer's move."""
         accelerator, guard, progress = self.accelerator, self.guard, self.progress
+        bad = overflowed = False
         recording: contextlib.AbstractContextManager[dict[str, Tensor]] = (
             recorded_rates(self.network) if looked_at else contextlib.nullcontext({})
         )
@@ -253,29 +256,34 @@ class _Fit:
                 norm = None
                 if self.config.clip is not None:
                     norm = accelerator.clip_grad_norm_(self.model.parameters(), self.config.clip)
-                good = self.agreement.any_of(not guard.finite(norm)) == [False]
-                if good or accelerator.scaler is not None:  # the scaler skips by itself, and wants to know
+                scaled = accelerator.scaler is not None
+                if scaled:  # it skips by itself, and wants to know
                     self.optimizer.step()
-                if good:
+                skipped = scaled and self.optimizer.step_was_skipped
+                bad, overflowed = self.agreement.any_of(not guard.finite(norm), skipped)
+                if not (bad or overflowed):
+                    if not scaled:
+                        self.optimizer.step()
                     guard.keep(progress)
                     if self.average is not None:
                         self.average.update()
                         progress.averaged = self.average.steps
                 else:
-                    guard.skip(progress)
-                with warnings.catch_warnings():  # torch warns where the very first step was skipped
-                    warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")
+                    guard.skip(progress, overflowed=not bad)
+                # the rate is that of the place in the data, by which a resumed run finds it, whatever was skipped
+                with warnings.catch_warnings():  # torch warns where the very first step was skipped, or is a scaler's
+                    warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step|Seems like `optimizer.step")
                     self.scheduler.step()
             self.optimizer.zero_grad()
-        if accelerator.sync_gradients and progress.skipped_in_a_row:
+        if bad:
             self._after_a_bad_step(step)
+        elif overflowed:
+            self._after_an_overflow(step)
 
     def _after_a_bad_step(self, step: int) -> None:
         """Keeps which images it had; ends the training after too many."""
         progress, config = self.progress, self.config
-        found = f"in step {step + 1} (epoch {progress.epochs + 1}) of the {self.stage} ({self.guard.parts()})"
-        past = self.epochs_before + progress.epochs
-        samples = self.bad_steps.write(self.guard.parts(), step + 1, progress.epochs + 1, past, progress.batches)
+        found, samples = self._bad(step), self._images_of(step)
         if progress.skipped_in_a_row <= config.max_skipped_steps:
             log.info("warning: the loss or its gradient is no finite number %s: step skipped; %s", found, samples)
             return
@@ -285,6 +293,32 @@ class _Fit:
             f"{samples}. {kept}; lower train.lr ({config.lr}) or set train.clip (now {config.clip}), and continue "
             "with --resume --allow-changed train.lr"
         )
+
+    def _after_an_overflow(self, step: int) -> None:
+        """Says so where the scaler begins to look for a scale; ends the training where there is none.
+
+        No checkpoint is written then: with its scale a run that goes on would lose its gradients at the other end.
+        """
+        number, scale = self.progress.overflowed_in_a_row, self.accelerator.scaler.get_scale()  # type: ignore[union-attr]
+        found = self._bad(step)
+        if number == 1:
+            log.info("warning: the gradient overflows float16 %s: skipped, the loss is scaled by %g now", found, scale)
+        if number > MOST_OVERFLOWS:
+            raise NonFiniteLossError(
+                f"the gradient is no finite number {found}, {number} times in a row, also with the loss scaled by "
+                f"{scale:g}; {self._images_of(step)}. {self.state.kept()}; continue with --resume --allow-changed and "
+                f"run.mixed_precision (bf16 or no) or a lower train.lr ({self.config.lr})"
+            )
+
+    def _bad(self, step: int) -> str:
+        """Where a bad step was, and its loss, for people."""
+        return f"in step {step + 1} (epoch {self.progress.epochs + 1}) of the {self.stage} ({self.guard.parts()})"
+
+    def _images_of(self, step: int) -> str:
+        """Writes down which images a bad step had, and says so."""
+        progress = self.progress
+        past = self.epochs_before + progress.epochs
+        return self.bad_steps.write(self.guard.parts(), step + 1, progress.epochs + 1, past, progress.batches)
 
     def _without_equilibrium(self, error: NonContractingLoopError, step: int) -> NonContractingLoopError:
         """No checkpoint is written: the weights that made it so are no good ones."""
@@ -320,6 +354,9 @@ class _Fit:
     def _save(self, evaluation: Mapping[str, float] | None) -> str:
         """Writes a checkpoint; returns what to say of it."""
         self.saved = time.monotonic()
+        for module in self.network.modules():
+            if isinstance(module, FeedbackLoop):  # the main process writes for all
+                module.share_excess()
         score = None if evaluation is None or self.score is None else evaluation.get(self.score)
         return self.state.save(self.progress, score)
 

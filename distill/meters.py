@@ -59,6 +59,8 @@ class Progress:
     skipped: int = 0
     """Steps of the epoch that runs whose loss or gradient was no number."""
     skipped_in_a_row: int = 0
+    overflowed_in_a_row: int = 0
+    """Those whose loss was one, which the scaler of float16's gradients has skipped."""
     averaged: int = 0
     """Steps that the average of the weights has seen."""
     losses: Means = field(default_factory=Means)
@@ -68,7 +70,8 @@ class Progress:
 
     def next_epoch(self) -> Progress:
         """The progress between this epoch and the next."""
-        return Progress(self.epochs + 1, skipped_in_a_row=self.skipped_in_a_row, averaged=self.averaged)
+        kept = ("skipped_in_a_row", "overflowed_in_a_row", "averaged")
+        return Progress(self.epochs + 1, **{name: getattr(self, name) for name in kept})
 
     def plain(self) -> dict[str, Any]:
         """The same in JSON types."""
@@ -77,7 +80,7 @@ class Progress:
 
     @staticmethod
     def of_plain(values: dict[str, Any]) -> Progress:
-        # a checkpoint of an older version has no figures of backward passes
+        # a checkpoint of an older version has no figures of backward passes and no overflows
         return Progress(**values | {name: Means(**values.get(name, {})) for name in _MEANS})
 
 

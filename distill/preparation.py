@@ -8,11 +8,13 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
 from distill.config import TrainConfig
 from distill.data.loaders import prepare_loader
 from distill.optimizers import make_optimizer
+from models import FeedbackLoop
 
 
 class Prepared(NamedTuple):
@@ -45,6 +47,9 @@ def prepare_training(
         model = model.to(memory_format=torch.channels_last)
     accelerator.gradient_accumulation_steps = config.accumulate
     accelerator.ddp_handler = DistributedDataParallelKwargs(find_unused_parameters=unused_parameters)
+    # before each forward pass DDP would put the main process's buffers in the place of what each has found
+    own = [f"{path}.excess".lstrip(".") for path, module in model.named_modules() if isinstance(module, FeedbackLoop)]
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, own)
     wrapped, optimizer = accelerator.prepare(model, make_optimizer(model, config))
     prepared = prepare_loader(accelerator, loader)
     steps_per_epoch = len(prepared) // config.accumulate

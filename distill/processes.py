@@ -7,23 +7,30 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
 
+if TYPE_CHECKING:  # a build of PyTorch without processes has no such name
+    from torch.distributed import ProcessGroup
+
 Result = TypeVar("Result")
+
+_groups: WeakKeyDictionary[ProcessGroup, Any] = WeakKeyDictionary()
+"""One for each group of all processes, made once: each holds sockets until the end."""
 
 
 class Agreement:
-    """Lets all processes take the same decision in the same step. Made on all processes at once."""
+    """Lets all processes take the same decision in the same step. The first of a run is made on all at once."""
 
     def __init__(self, accelerator: Accelerator) -> None:
         self.accelerator = accelerator
         self._several = accelerator.num_processes > 1
         gloo = not self._several or dist.get_backend() == "gloo"
-        self._group: Any = None if gloo else dist.new_group(backend="gloo")
+        self._group: Any = None if gloo else _gloo_group()
         """None for the processes' usual one."""
 
     def any_of(self, *flags: bool) -> list[bool]:
@@ -60,6 +67,9 @@ class Agreement:
     def together(self, work: Callable[[], Result]) -> Result:
         """What `work` gives on this process, where it succeeds on all; waits for all.
 
+        `work` may use this, too. A process that fails outside of it there meets the others, which are still in it; what
+        all know then is not exchanged again.
+
         Raises:
             Exception: this process's own error.
             RuntimeError: where another process alone fails; says how.
@@ -68,13 +78,28 @@ class Agreement:
         try:
             result = work()
         except Exception as found:
+            if vars(found).get(_KNOWN):
+                raise
             error = found
         text = self.first_error(error)
+        if error is None and text is not None:
+            error = RuntimeError(f"on another process: {text}")
         if error is not None:
+            vars(error)[_KNOWN] = True
             raise error
-        if text is not None:
-            raise RuntimeError(f"on another process: {text}")
         return result
+
+
+_KNOWN = "_known_to_all_processes"
+"""An attribute of errors that all processes have been told of."""
+
+
+def _gloo_group() -> Any:
+    world = dist.group.WORLD
+    assert world is not None, "several processes have a group"
+    if world not in _groups:
+        _groups[world] = dist.new_group(backend="gloo")
+    return _groups[world]
 
 
 def first_to_fail() -> bool:

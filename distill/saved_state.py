@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import secrets
 from pathlib import Path
 from pickle import UnpicklingError  # only the error: nothing here unpickles
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 from accelerate import Accelerator
 from torch.utils.data import Dataset
 
-from distill.checkpoints import Checkpoint, CheckpointError, Checkpoints
+from distill.checkpoints import UNFINISHED, Checkpoint, CheckpointError, Checkpoints, IncompleteCheckpointError
 from distill.config import TrainConfig
 from distill.data import ImageSet
 from distill.ema import WeightAverage
@@ -68,25 +69,34 @@ class SavedState:
 
         Args:
             score: by which the best is chosen, or None.
+
+        Raises:
+            ValueError: if the main process does not see what another one has written: it never will.
         """
         accelerator = self._accelerator
 
         def write(path: Path) -> None:
             accelerator.save_state(str(path))
             values = progress.plain() | {SKIPPED: [] if self._images is None else list(self._images.skipped)}
-            (path / f"progress_{accelerator.process_index}.json").write_text(json.dumps(values))
+            (path / _own_files(accelerator.process_index)[0]).write_text(json.dumps(values))
             if self._average is not None and accelerator.is_main_process:
                 self._average.save(path / AVERAGE)
 
         def everywhere(error: BaseException | None) -> None:
-            if (text := self._agreement.first_error(error)) is not None:
-                raise CheckpointError(text)
+            if (text := self._agreement.first_error(error)) is None:
+                return
+            incomplete = any(self._agreement.any_of(isinstance(error, IncompleteCheckpointError)))
+            raise IncompleteCheckpointError(text) if incomplete else CheckpointError(text)
 
         facts = {**self._division, "optimizer": self._kind, "score": score}
+        aside = self._agreement.gather(f"{UNFINISHED}_{secrets.token_hex(4)}")[0]
+        needed = [name for rank in range(accelerator.num_processes) for name in _own_files(rank)]
         try:
             self.checkpoints.save(
-                progress.epochs, progress.batches, write, everywhere, accelerator.is_main_process, facts
+                progress.epochs, progress.batches, write, everywhere, accelerator.is_main_process, facts, aside, needed
             )
+        except IncompleteCheckpointError as error:
+            raise ValueError(f"no checkpoint can be written ({error}); {self.kept()}") from error
         except CheckpointError as error:
             text = f"no checkpoint could be written ({error}); {self.kept()}"
             log.info("warning: %s", text)
@@ -106,7 +116,8 @@ class SavedState:
 
         Raises:
             ValueError: if it is of another number of processes and that is not allowed, or of epochs that are divided
-                in another way, none of whose ends is kept.
+                in another way, none of whose ends is kept; if a process does not see it, or its own part of one that
+                lies within an epoch.
         """
         accelerator = self._accelerator
         found = self._agreement.gather(self._find() if accelerator.is_main_process else None)[0]
@@ -117,6 +128,7 @@ class SavedState:
         accelerator.wait_for_everyone()
         if found is None:
             return Progress()
+        self._check_seen(found)
         wanted = [dict(group) for group in self._optimizer.param_groups]
         try:
             accelerator.load_state(str(found.path))
@@ -125,11 +137,13 @@ class SavedState:
                 f"the checkpoint {found.path} does not fit what is trained now: {error}. Another network or optimizer, "
                 "or weight decay from or to 0, cannot be continued: start a new run"
             ) from error
-        first, own = (found.path / f"progress_{rank}.json" for rank in (0, accelerator.process_index))
+        first, own = (found.path / _own_files(rank)[0] for rank in (0, accelerator.process_index))
         of_first = Progress.of_plain(_progress_in(first)[0])
         # a process that was not there when it was written starts between two epochs, where nothing else counts
         progress = Progress.of_plain(_progress_in(own)[0]) if own.exists() else Progress(found.epochs)
         progress.averaged = of_first.averaged
+        progress.skipped_in_a_row = of_first.skipped_in_a_row  # all processes decide by them together
+        progress.overflowed_in_a_row = of_first.overflowed_in_a_row
         accelerator.step = progress.batches  # where a step ends: Accelerate's own may be of another division
         if self._images is not None:
             recall_skipped(found.path, self._images)
@@ -140,6 +154,18 @@ class SavedState:
         if self._average is not None and (found.path / AVERAGE).exists():
             self._average.load(found.path / AVERAGE, progress.averaged)
         return progress
+
+    def _check_seen(self, found: Checkpoint) -> None:
+        """Within an epoch each process must go on from its own place: with another it would wait for the others."""
+        rank = self._accelerator.process_index
+        needed = [found.path / name for name in _own_files(rank)] if found.batches else []
+        unseen = next((str(path) for path in (found.path, *needed) if not path.exists()), None)
+        for number, path in enumerate(self._agreement.gather(unseen)):
+            if path is not None:
+                raise ValueError(
+                    f"process {number} of {self._accelerator.num_processes} does not find {path}: all machines must "
+                    "see the same run.dir. Where it was never written, delete the checkpoint: the one before is used"
+                )
 
     def _configure(self, wanted: list[dict[str, Any]]) -> None:
         """Learning rate, weight decay and momentum as the configuration has them: it may have changed since."""
@@ -181,6 +207,11 @@ class SavedState:
             end.path,
         )
         return end
+
+
+def _own_files(rank: int) -> tuple[str, str]:
+    """What each process keeps for itself: its progress, and what Accelerate writes of its random numbers."""
+    return f"progress_{rank}.json", f"random_states_{rank}.pkl"
 
 
 def recall_skipped(checkpoint: Path, images: ImageSet) -> None:

@@ -11,6 +11,10 @@ from torch import Tensor, nn
 
 from distill.meters import Progress
 
+MOST_OVERFLOWS = 50
+"""Steps in a row that a scaler of gradients may skip. It halves a scale of 2^16 each time: behind them it is 2^-34, and
+gradients that are still no numbers never will be."""
+
 
 class NonFiniteLossError(RuntimeError):
     """The loss, or its gradient, is no number any more."""
@@ -70,16 +74,23 @@ class StepGuard:
             progress.losses.add(parts, images)
             progress.rates.add(rates, images)
             progress.backward.add(backward, images)
-        progress.skipped_in_a_row = 0
+        progress.skipped_in_a_row = progress.overflowed_in_a_row = 0
         self._pending.clear()
 
-    def skip(self, progress: Progress) -> None:
-        """The step was bad: the buffers are as before it."""
+    def skip(self, progress: Progress, overflowed: bool) -> None:
+        """The step was bad: the buffers are as before it.
+
+        Args:
+            overflowed: whether its loss was a number, and float16 too small for its gradients.
+        """
         with torch.no_grad():
             for kept, buffer in zip(self._before, self._buffers, strict=True):
                 buffer.copy_(kept)
         progress.skipped += 1
-        progress.skipped_in_a_row += 1
+        if overflowed:
+            progress.overflowed_in_a_row += 1
+        else:
+            progress.skipped_in_a_row += 1
         self._last = [parts for parts, *_ in self._pending]
         self._pending.clear()
 

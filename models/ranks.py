@@ -24,6 +24,7 @@ Moments = tuple[Tensor, Tensor, Tensor]
 _group: ProcessGroup | None = None
 _remembered: list[Moments] | None = None
 _recalled: Iterator[Moments] | None = None
+_alone = False
 
 
 def active_group() -> ProcessGroup | None:
@@ -62,6 +63,17 @@ def recalling(moments: list[Moments]) -> Iterator[None]:
         yield
     finally:
         _recalled = kept
+
+
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """`largest_over_ranks` asks no other process in here: they may make other passes, or none."""
+    global _alone
+    kept, _alone = _alone, True
+    try:
+        yield
+    finally:
+        _alone = kept
 
 
 def group_of_several(group: ProcessGroup | None) -> ProcessGroup | None:
@@ -114,6 +126,6 @@ def sums_over_ranks(sums: Sequence[Tensor], group: ProcessGroup) -> list[Tensor]
 
 def largest_over_ranks(value: Tensor) -> Tensor:
     """The largest of the numbers that the processes hold, in place; a single process keeps its own."""
-    if group_of_several(None) is not None:
+    if not _alone and group_of_several(None) is not None:
         dist.all_reduce(value, dist.ReduceOp.MAX)
     return value

@@ -73,7 +73,10 @@ class FeedbackLoop(MemoryModule):
     state: LoopState | None
     """Of the last step on plain tensors."""
     excess: Tensor
-    """The growth that the last backward pass found, where it was 1 or more; a buffer, so that training can go on."""
+    """The growth that the last backward pass found, where it was 1 or more; a buffer, so that training can go on.
+
+    Of several processes each has its own until the next training pass, or until `share_excess` is called to save it.
+    """
 
     def __init__(
         self,
@@ -254,10 +257,16 @@ class FeedbackLoop(MemoryModule):
     def _keep_contracting(self) -> None:
         """Before a training pass: weakens the feedback where the last backward pass found the loop growing."""
         weight = self._keep_below_bound()
-        excess = float(largest_over_ranks(self.excess))
+        self.share_excess()
+        excess = float(self.excess)
         if excess >= 1:
             weight.mul_(WEAKENED / excess)
         self.excess.zero_()
+
+    @torch.no_grad()
+    def share_excess(self) -> None:
+        """The largest growth that any process has found counts on all; every process calls it."""
+        largest_over_ranks(self.excess)
 
     def take_backward_figures(self) -> dict[str, Tensor]:
         """What is worth logging of the last backward pass, scalars by name; asked again before the next, nothing.

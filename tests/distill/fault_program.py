@@ -1,11 +1,13 @@
-"""A program: what two processes (gloo) do about images that one of them cannot read; for test_fault_processes.py.
+"""A program: what two processes (gloo) do about images that one of them cannot read, and what they keep of a training;
+for test_fault_processes.py.
 
     python fault_program.py FOLDER
 
 FOLDER/JOB.RANK.txt is what a process of a job printed, FOLDER/JOB.RANK.json what it noted, FOLDER/JOB.json the job's
-exit statuses. The images are in FOLDER/photos.
+exit statuses. The images are in FOLDER/photos, a run of one process is in FOLDER/alone.
 """
 
+import functools
 import itertools
 import math
 import sys
@@ -19,6 +21,7 @@ from process_program import forked, note, rank
 from torch import nn
 from torch.utils.data import DataLoader
 from toy_runs import start, tiny
+from toy_states import states
 
 from distill import DataConfig, TrainConfig, cli
 from distill.backward import once
@@ -103,7 +106,7 @@ def together(folder: Path) -> None:
 
 
 def energies(folder: Path) -> None:
-    """Counting fails on the process of rank 1 alone, in its second batch; both go on, and count again."""
+    """Counting fails on the process of rank 1 alone, in its second batch, and before the first; both count again."""
     accelerator = start(tiny(folder)).accelerator
     snn = create_snn("resnet18_cifar", 3, 2, 1, width=8).eval()
     images = [(torch.full((1, 8, 8), float(i)), 0) for i in range(8)]
@@ -116,9 +119,13 @@ def energies(folder: Path) -> None:
         return forward(network, batch)
 
     type(snn).forward = hiccup
-    found = []
-    for _ in range(2):
-        found.append(len(counted(accelerator, lambda: student_rows(accelerator, loader, snn, {2: 50.0}))))
+
+    def count(fails: bool) -> list:
+        if fails and rank() == 1:
+            raise ValueError("no costs of the teacher")
+        return student_rows(accelerator, loader, snn, {2: 50.0})
+
+    found = [len(counted(accelerator, functools.partial(count, fails))) for fails in (False, True, False)]
     note(folder, {"rows": found})
 
 
@@ -145,6 +152,7 @@ def main(folder: Path) -> None:
     forked(folder, "together", 2, together)
     forked(folder, "energies", 2, energies)
     forked(folder, "apart", 2, apart)
+    forked(folder, "states", 2, states)
 
 
 if __name__ == "__main__":

@@ -18,11 +18,11 @@ def alone(error):
         raise CheckpointError(f"{type(error).__name__}: {error}")
 
 
-def save(checkpoints, epochs, batches=0, write=None, score=None, is_main=True):
+def save(checkpoints, epochs, batches=0, write=None, score=None, is_main=True, **options):
     def state(path):
         (path / "state").write_text(f"{epochs}/{batches}")
 
-    checkpoints.save(epochs, batches, write or state, alone, is_main, {"score": score})
+    checkpoints.save(epochs, batches, write or state, alone, is_main, {"score": score}, **options)
 
 
 def names(checkpoints):
@@ -107,10 +107,23 @@ def test_an_unfinished_one_is_never_found_and_is_no_obstacle(checkpoints):
 
     save(checkpoints, 1)
     with pytest.raises(KeyboardInterrupt):
-        save(checkpoints, 2, write=crash)
-    assert names(checkpoints) == ["epoch_0001", "unfinished"] and checkpoints.newest().epochs == 1
-    save(checkpoints, 2)
-    assert checkpoints.newest().epochs == 2 and "unfinished" not in names(checkpoints)
+        save(checkpoints, 2, write=crash, aside="unfinished_a")
+    assert names(checkpoints) == ["epoch_0001", "unfinished_a"] and checkpoints.newest().epochs == 1
+    save(checkpoints, 2, aside="unfinished_b")
+    assert checkpoints.newest().epochs == 2 and names(checkpoints) == ["epoch_0001", "epoch_0002"]
+
+
+def test_one_that_lacks_a_file_of_some_process_is_none(checkpoints):
+    save(checkpoints, 1, needed=["state"])
+    with pytest.raises(CheckpointError, match=r"theirs is missing in .*: all machines must see the same run\.dir"):
+        save(checkpoints, 2, needed=["state", "theirs"])
+    assert names(checkpoints) == ["epoch_0001"] and checkpoints.newest().epochs == 1
+
+
+def test_files_that_a_list_of_the_folder_does_not_show_yet_are_in_the_manifest(checkpoints, monkeypatch):
+    monkeypatch.setattr(Path, "rglob", lambda path, pattern: [])  # a network disk's, as old as the folder
+    save(checkpoints, 1, needed=["state"])
+    assert list(json.loads((checkpoints.path / "epoch_0001" / "manifest.json").read_text())["files"]) == ["state"]
 
 
 @pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), RuntimeError("write failed")])

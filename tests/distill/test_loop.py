@@ -89,10 +89,11 @@ class Stopped(Exception):
 
 
 def train(tmp_path, config, model=None, losses=cross_entropy, images=IMAGES, resume=False, evaluate=lambda model: {},
-          score=None, saving=None, stop_after=None, loader=None):  # fmt: skip
+          score=None, saving=None, stop_after=None, loader=None, scaler=None):  # fmt: skip
     """Returns the trained network and what `fit` returned; with `stop_after` the network after so many epochs."""
     forget_accelerate()
     accelerator = Accelerator(cpu=True, step_scheduler_with_optimizer=False)
+    accelerator.scaler = scaler
     tmp_path.mkdir(exist_ok=True)
     model = linear() if model is None else model
     if stop_after is not None:
@@ -352,6 +353,53 @@ def test_a_gradient_that_is_no_number_is_skipped_too(tmp_path):
 
     with pytest.raises(NonFiniteLossError, match="total 0"):
         train(tmp_path, config_of(max_skipped_steps=0), losses=losses)
+
+
+class Overflow:
+    """A loss that is a number, with gradients that are none in some of the steps."""
+
+    def __init__(self, *steps):
+        self.steps, self.calls = steps, itertools.count()
+
+    def __call__(self, logits, labels):
+        parts = cross_entropy(logits, labels)
+        if next(self.calls) in self.steps:
+            parts["total"] = parts["total"] + (logits - logits.detach()).square().sum().sqrt()  # 0, with 0/0
+        return parts
+
+
+def test_a_step_that_the_scaler_skips_leaves_no_trace_but_in_the_log(tmp_path, caplog):
+    """On a CPU the scaler of float16 does for other types, too: only its numbers are not needed."""
+    caplog.set_level(logging.INFO)
+
+    def network():
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Flatten(), nn.BatchNorm1d(4), nn.Linear(4, 3))
+
+    data = TensorDataset(data_of(16).tensors[0].float(), data_of(16).tensors[1])
+    loader, scaler = DataLoader(data, 4), torch.amp.GradScaler("cpu")
+    config = config_of(max_skipped_steps=0, ema=0.9)
+    model, _ = train(tmp_path, config, network(), Overflow(0, 1, 2, 3), loader=loader, scaler=scaler)
+    for name, before in network().state_dict().items():
+        assert torch.equal(model.state_dict()[name], before), name
+    (line,) = metrics_of(tmp_path)
+    progress = json.loads((tmp_path / "checkpoints" / "student" / "epoch_0001" / "progress_0.json").read_text())
+    assert (line["skipped_steps"], progress["averaged"], progress["overflowed_in_a_row"]) == (4, 0, 4)
+    assert caplog.text.count("the gradient overflows float16 in step 1 (epoch 1) of the student (total ") == 1
+    assert "the loss is scaled by 32768 now" in caplog.text and caplog.text.count("overflows") == 1
+    train(tmp_path, dataclasses.replace(config, epochs=2), network(), loader=loader, scaler=scaler, resume=True)
+    progress = json.loads((tmp_path / "checkpoints" / "student" / "epoch_0002" / "progress_0.json").read_text())
+    assert (progress["averaged"], progress["overflowed_in_a_row"]) == (4, 0)
+
+
+def test_gradients_that_no_scale_makes_numbers_end_the_training(tmp_path):
+    scaler = torch.amp.GradScaler("cpu")
+    data = TensorDataset(data_of(80).tensors[0].float(), data_of(80).tensors[1])
+    loader = DataLoader(data, 1)
+    with pytest.raises(NonFiniteLossError, match=r"in step 52 \(epoch 1\) of the .*, 51 times in a row") as e:
+        train(tmp_path, config_of(), linear().float(), Overflow(*range(1, 99)), loader=loader, scaler=scaler)
+    for part in ("images [51]", "no checkpoint was written before", "run.mixed_precision (bf16 or no)", "e-11"):
+        assert part in str(e.value), part
 
 
 def test_the_newest_checkpoints_and_the_best_are_kept(tmp_path):
@@ -648,6 +696,27 @@ def test_a_checkpoint_of_two_processes_is_refused_unless_it_is_allowed(tmp_path)
         train(tmp_path, config, resume=True)
     train(tmp_path, config, resume=True, saving=Saving(allow_changed=("processes",)))
     assert [line["epoch"] for line in metrics_of(tmp_path)] == [1, 2, 3]
+
+
+@pytest.mark.parametrize("name", ["progress_0.json", "random_states_0.pkl"])
+def test_within_an_epoch_each_process_goes_on_from_its_own_place(tmp_path, name):
+    with pytest.raises(Stopped):
+        train(tmp_path, config_of(epochs=3), losses=Cut(3), saving=Saving(steps=1))
+    newest = Checkpoints(tmp_path / "checkpoints" / "student").newest()
+    assert (newest.epochs, newest.batches) == (1, 1)
+    (newest.path / name).unlink()
+    files = json.loads((newest.path / "manifest.json").read_text())["files"]
+    rewrite_manifest(newest.path, files={kept: value for kept, value in files.items() if kept != name})
+    with pytest.raises(ValueError, match=f"process 0 of 1 does not find .*{name}: all machines must see the same"):
+        train(tmp_path, config_of(epochs=3), resume=True)
+
+
+def test_each_checkpoint_is_written_under_a_name_of_its_own(tmp_path, monkeypatch):
+    """Other machines may still take the last one's name for the checkpoint that it has become."""
+    names, save_state = [], Accelerator.save_state
+    monkeypatch.setattr(Accelerator, "save_state", lambda self, path: names.append(path) or save_state(self, path))
+    train(tmp_path, config_of(epochs=3))
+    assert len(set(names)) == 3 and all("/unfinished_" in name for name in names)
 
 
 def test_firing_rates_are_logged_and_dead_layers_named(tmp_path, caplog):

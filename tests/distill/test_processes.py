@@ -162,7 +162,7 @@ def test_the_main_process_alone_prints_and_writes(done):
     written = [read(done / f"two.{rank}.json")["written"] for rank in range(2)]
     assert any(name.endswith("summary.json.tmp") for name in written[0])
     # but for the state of its own random numbers and counters in each checkpoint
-    own = re.compile(r"/\w+/checkpoints/\w+/unfinished(/(progress_1.json|random_states_1.pkl))?$")
+    own = re.compile(r"/\w+/checkpoints/\w+/unfinished_\w+(/(progress_1.json|random_states_1.pkl))?$")
     assert written[1] and [name for name in written[1] if not own.match(name)] == []
 
 
