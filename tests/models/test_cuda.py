@@ -81,6 +81,27 @@ def test_a_learned_leak_and_one_dropout_mask():
         torch.testing.assert_close(ours, theirs, rtol=1e-8, atol=1e-11)
 
 
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize("algorithm", ["rate_m", "rate_s", "bptt"])
+def test_frozen_statistics_train_as_on_the_cpu(algorithm, memory_format):
+    """As with train.freeze_norms, as written: the compiled pass has kernels of its own."""
+    snn = network(algorithm)
+    for module in snn.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.eval().weight.requires_grad_(False)
+    images, labels = torch.randn(4, 3, 16, 16, dtype=torch.float64), torch.zeros(4, dtype=torch.long)
+    trained = [p for p in snn.parameters() if p.requires_grad]
+
+    def found(images):
+        loss = F.cross_entropy(snn(images), labels.to(images.device))
+        return [gradient.cpu() for gradient in torch.autograd.grad(loss, trained)]
+
+    expected = found(images)
+    snn = snn.cuda().to(memory_format=memory_format)
+    for ours, theirs in zip(found(images.cuda().contiguous(memory_format=memory_format)), expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-8, atol=1e-11)
+
+
 def test_poisson_input_is_drawn_on_the_device():
     spikes = PoissonEncoder()(torch.rand(2, 3, 4, 4).cuda(), 5)
     assert spikes.is_cuda and set(spikes.unique().tolist()) == {0.0, 1.0}
