@@ -107,6 +107,15 @@ def test_poisson_input_is_drawn_on_the_device():
     assert spikes.is_cuda and set(spikes.unique().tolist()) == {0.0, 1.0}
 
 
+@pytest.mark.parametrize("algorithm", FEEDBACK_ALGORITHMS)
+def test_feedback_trains_in_bfloat16(algorithm):
+    snn = network(algorithm).float().cuda()
+    with torch.autocast("cuda", torch.bfloat16):
+        loss = F.cross_entropy(snn(torch.randn(4, 3, 16, 16).cuda()).float(), torch.zeros(4, dtype=torch.long).cuda())
+    loss.backward()
+    assert all(p.grad.isfinite().all() for p in snn.parameters())
+
+
 @pytest.mark.parametrize("algorithm", ["rate_m", "rate_s", "bptt"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_half_precision_trains_with_finite_gradients(dtype, algorithm):
