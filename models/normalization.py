@@ -51,7 +51,8 @@ class Norm:
     def on_stream(self, x: Tensor) -> Tensor:
         """Applies the map to a tensor (N, C, ...) without a graph; the numbers keep the type of `x`."""
         scale, shift = self.scale_and_shift()
-        return torch.addcmul(per_channel(shift, x), x, per_channel(scale, x)).to(x.dtype)
+        # rounded as it is written; and autocast, which on CUDA would copy the stream to float32 first, minds no out=
+        return torch.addcmul(per_channel(shift, x), x, per_channel(scale, x), out=torch.empty_like(x))
 
     def on_rate(self, rate: Tensor) -> Tensor:
         """Applies the map to a rate (B, C, ...) with the graph of the rate rule."""

@@ -214,6 +214,24 @@ def test_a_number_is_filled_in_on_the_trains_device():
     assert filled == [torch.device("meta")] and half.dtype == x.dtype and half.folded.shape == (1, 1)
 
 
+def test_a_pending_norm_of_a_bfloat16_stream_makes_no_float32_one():
+    norm = nn.BatchNorm2d(4).eval()
+    nn.init.uniform_(norm.weight)
+    stream, made = torch.randn(T, B, 4, 3, 3).bfloat16(), set()
+
+    class Recorded(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            output = func(*args, **(kwargs or {}))
+            made.update([output.dtype] if output.numel() == stream.numel() else [])
+            return output
+
+    x = norm(SpikeTrain.from_stream(stream, "plain"))
+    with Recorded():
+        found = x.folded
+    assert made == {torch.bfloat16}
+    assert torch.equal(found, norm(stream.flatten(0, 1).float()).bfloat16())
+
+
 def test_a_constant_train_stores_one_step():
     x = SpikeTrain.constant(torch.ones(B, 4, 6, 6), 5, "rate")
     out = F.conv2d(x, torch.ones(3, 4, 3, 3)) + 1
