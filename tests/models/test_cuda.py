@@ -6,6 +6,7 @@ Skipped without CUDA; the lent machines of this project have it now and then.
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 from toy_networks import Residual, generic, spiking
 
 from models import (
@@ -15,8 +16,11 @@ from models import (
     FeedbackConfig,
     NeuronConfig,
     PoissonEncoder,
+    SpikeTrain,
+    SpikingNeuron,
     compile_kernels,
     create_snn,
+    spiking_twin,
 )
 
 pytestmark = [
@@ -87,7 +91,7 @@ def test_frozen_statistics_train_as_on_the_cpu(algorithm, memory_format):
     """As with train.freeze_norms, as written: the compiled pass has kernels of its own."""
     snn = network(algorithm)
     for module in snn.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
+        if isinstance(module, nn.BatchNorm2d):
             module.eval().weight.requires_grad_(False)
     images, labels = torch.randn(4, 3, 16, 16, dtype=torch.float64), torch.zeros(4, dtype=torch.long)
     trained = [p for p in snn.parameters() if p.requires_grad]
@@ -100,6 +104,22 @@ def test_frozen_statistics_train_as_on_the_cpu(algorithm, memory_format):
     snn = snn.cuda().to(memory_format=memory_format)
     for ours, theirs in zip(found(images.cuda().contiguous(memory_format=memory_format)), expected, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-8, atol=1e-11)
+
+
+def test_numbers_do_not_wait_for_the_device():
+    x = SpikeTrain.constant(torch.ones(2, 4).cuda(), 3, "rate")
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        y = (2 * x + 0.5) / 5
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert (y.rate == 0.5).all()
+
+
+def test_a_twin_is_where_its_network_is():
+    ann = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 5)).cuda()
+    snn = spiking_twin(ann, 2, NeuronConfig(leak=0.5, learnable_leak=True), input_size=(3, 8, 8))
+    assert any(isinstance(m, SpikingNeuron) for m in snn.modules()) and all(p.is_cuda for p in snn.parameters())
 
 
 def test_poisson_input_is_drawn_on_the_device():
