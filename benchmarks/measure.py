@@ -45,6 +45,7 @@ def measure(settings: Settings) -> dict[str, Any]:
     step = Step(contestant(settings), settings, device)
     for _ in range(settings.warmup):
         step()
+    forget_peak_memory(device)
     began, cpu_began = time.perf_counter(), time.process_time()
     times = [step() for _ in range(settings.steps)]
     wall, cpu_time = time.perf_counter() - began, time.process_time() - cpu_began
@@ -191,8 +192,15 @@ class _Saved:
         self.tensor = tensor
 
 
+def forget_peak_memory(device: torch.device) -> None:
+    """Has `peak_memory_mb` start anew on a GPU: what trials of kernels took in the warm-up is no step's."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
 def peak_memory_mb(device: torch.device) -> float:
-    """The most memory that the process had resident so far; on a GPU, that PyTorch had allocated there."""
+    """The most memory that the process had resident so far; on a GPU, that PyTorch had allocated there since
+    `forget_peak_memory`."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / MB
     unit = 1 if sys.platform == "darwin" else 1024  # bytes of one ru_maxrss

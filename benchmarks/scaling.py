@@ -36,7 +36,7 @@ def measure(network: str, variant: str, batch: int, precision: str, device: str,
 
     import models
     from benchmarks.distillation_cost import Variant, macs
-    from benchmarks.measure import MB, peak_memory_mb, saved_bytes
+    from benchmarks.measure import MB, forget_peak_memory, peak_memory_mb, saved_bytes
     from distill.report import versions
 
     torch.set_num_threads(threads)
@@ -48,6 +48,7 @@ def measure(network: str, variant: str, batch: int, precision: str, device: str,
     step = Variant(variant, teacher, images, labels, TIMESTEPS, precision)
     for number in range(2):
         step.step(number)
+    forget_peak_memory(torch.device(device))
     seconds = [step.step(number) for number in range(3)]
     peak = peak_memory_mb(torch.device(device))
     with saved_bytes(step.network) as count:
@@ -90,7 +91,7 @@ def report(rows: list[dict[str, Any]], memory_gb: float, rates: Sequence[int]) -
         f"# Memory and time at {SIZE} pixels, T = {TIMESTEPS}",
         "",
         f"{datetime.date.today()}; {first['device']}, {first['threads']} threads, {first['precision']}; {versions}.",
-        "Median of three steps after two; the peak is that of the whole process.",
+        "Median of three steps after two; the peak is that of the whole process, on a GPU of the three steps.",
         "",
         "| network | step | batch | s a step | images/s | peak (MB) | kept for the backward pass (MB) | GMAC a step |",
         "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |",

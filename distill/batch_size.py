@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from distill.backward import Backward
 from distill.checkpoints import Checkpoints
 from distill.config import TrainConfig
+from distill.preparation import channels_last
 from distill.processes import Agreement
 from distill.random_numbers import repeatable
 from models.ranks import alone
@@ -36,9 +37,9 @@ def batch_that_fits(
 ) -> TrainConfig:
     """The configuration with `batch_size` halved, and `accumulate` doubled, until a batch fits on every process.
 
-    A forward and a backward pass are tried, with as much memory taken as optimizer and DDP will want (`RESERVE`). They
-    leave nothing behind: no gradient, no statistics, no random number. Batch norms then see smaller batches. Where a
-    run is resumed, the batch is that of its checkpoint.
+    A forward and a backward pass are tried in the memory format of the training, with as much memory taken as optimizer
+    and DDP will want (`RESERVE`). They leave nothing else behind: no gradient, no statistics, no random number. Batch
+    norms then see smaller batches. Where a run is resumed, the batch is that of its checkpoint.
 
     Args:
         model: not prepared, on the device, in training mode.
@@ -56,6 +57,8 @@ def batch_that_fits(
     if checkpoints is not None and found is not None:
         facts = checkpoints.facts(found)
         return replace(config, batch_size=facts["batch_size"], accumulate=facts["accumulate"])
+    if config.channels_last:
+        model = model.to(memory_format=torch.channels_last)  # other kernels want other workspaces
     size = _largest(accelerator, model, backward, images, config)
     size = Agreement(accelerator).smallest(size)
     if size < config.batch_size:
@@ -82,7 +85,8 @@ def _largest(
 
     @find_executable_batch_size(starting_batch_size=size, reduce_batch_size_fn=halved)
     def attempt(batch_size: int) -> int:
-        _try(accelerator, model, backward, _batch_of(images, batch_size), batch_size)
+        batch = _batch_of(images, batch_size)
+        _try(accelerator, model, backward, channels_last(batch) if config.channels_last else batch, batch_size)
         return batch_size
 
     return attempt()

@@ -62,8 +62,11 @@ class Interruption:
         Raises:
             Preempted: on all processes alike.
         """
-        asked = torch.tensor(float(self.asked), device=accelerator.device)
-        if bool(accelerator.reduce(asked, "sum") > 0):
+        asked = self.asked
+        if accelerator.num_processes > 1:  # one alone need not wait for its GPU
+            told = torch.tensor(float(asked), device=accelerator.device)
+            asked = bool(accelerator.reduce(told, "sum") > 0)
+        if asked:
             raise Preempted(f"asked to stop (SIGTERM) in {where}")
 
     def _ask(self, *_: object) -> None:

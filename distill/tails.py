@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from distill.precision import without_tf32
 from distill.taps import Tap, append_rows, hooks, rounding
 
 
@@ -86,6 +87,7 @@ def run_tails(
 
 
 @torch.no_grad()
+@without_tf32()
 def images_in_front(teacher: nn.Module, taps: Sequence[Tap], images: Tensor) -> int:
     """How many blank images the teacher has to run on in front of injected rows: 0 or 1, tried on its own features at
     all taps together and at each alone, where the blocks between two taps see nothing else.

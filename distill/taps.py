@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from distill.layouts import Layout, change_quadrants, find_layout, quadrants_followed
+from distill.precision import without_tf32
 from distill.tap_names import block_names, default_tap_names, feature_info
 from models.twin import ACTIVATIONS
 
@@ -43,6 +44,7 @@ class Tap:
     layout: Layout = MAPS
 
 
+@without_tf32()
 def tap_names(teacher: nn.Module, taps: Sequence[str] | Granularity, images: Tensor) -> list[str]:
     """The names of taps, from a word or as written.
 
@@ -64,6 +66,7 @@ def tap_names(teacher: nn.Module, taps: Sequence[str] | Granularity, images: Ten
     return _block_taps(teacher, images)
 
 
+@without_tf32()
 def check_taps(teacher: nn.Module, names: Sequence[str], images: Tensor) -> list[Tap]:
     """Checks that each name is a cut, on one batch, and puts the taps in the order in which they fire.
 

@@ -73,7 +73,8 @@ class _KeptTerm(NamedTuple):
 
 
 def _keep_term(term: Term, train: SpikeTrain, tensors: list[Tensor]) -> _KeptTerm:
-    packed, stream = ([term.stream.detach()], next) if term.norm is not None else pack(term.stream, term.steps)
+    spikes = term.counts is not None
+    packed, stream = ([term.stream.detach()], next) if term.norm else pack(term.stream, term.steps, spikes)
     tensors += packed
     rate = term.rate_before_norm() if train.has_rate else None
     kept: Restore | None = None
@@ -111,21 +112,31 @@ def _leaf(x: Tensor, needs_grad: bool) -> Tensor:
     return x.detach().requires_grad_(needs_grad)  # an alias: what is kept may be asked for again
 
 
-def pack(stream: Tensor, steps: int) -> tuple[list[Tensor], Restore]:
+def pack(stream: Tensor, steps: int, spikes: bool = False) -> tuple[list[Tensor], Restore]:
     """The stream (S*B, C, ...) in as few bytes as it fits in, and what unpacks it, bit for bit.
 
-    It looks at the numbers, which on a GPU waits for them.
+    It looks at the numbers, which on a GPU waits for them, once or twice.
+
+    Args:
+        spikes: whether they are known to be 0 and 1: then it need not look.
     """
     like = torch.empty_like(stream, device="meta")
-    whole, largest = [], 0
+    whole: list[Tensor] = []
+    facts = []  # of each step whether it is whole numbers that fit a byte, and the largest
     for step in stream.detach().unflatten(0, (steps, -1)):  # one at a time: T steps are a lot of memory
         number = step.to(torch.uint8)
-        if step.numel() == 0 or not torch.equal(number.to(step.dtype), step):
-            return [stream.detach()], next
+        if not spikes:
+            again = number.to(step.dtype)
+            if step.numel() == 0 or (not whole and not torch.equal(again, step)):  # of currents the first step tells
+                return [stream.detach()], next
+            facts.append(torch.stack([(again == step).all().to(torch.uint8), number.max()]))
         whole.append(number)
-        largest = max(largest, int(number.max()))
-    if largest > 1:
-        return whole, functools.partial(_unpack, steps=steps, like=like, bits=1)
+    if not spikes:
+        same_numbers, largest = torch.stack(facts, 1).tolist()
+        if not all(same_numbers):
+            return [stream.detach()], next
+        if max(largest) > 1:
+            return whole, functools.partial(_unpack, steps=steps, like=like, bits=1)
     packed = []
     for start in range(0, steps, BITS):
         shifted = (number << t for t, number in enumerate(whole[start : start + BITS]))

@@ -280,10 +280,12 @@ def _fire_with_rate(streams: list[Tensor], maps: list, timesteps: int, neuron: N
         u, s, v = step(_current(streams, maps, t), v, leak, neuron)
         h = surrogate_derivative(u, neuron)
         a = membrane_derivative(u, s, h, leak, neuron)
-        rate, kappa, e = rate + s, kappa + e * h, 1 + a * e
+        spikes.append(s.to(dtype))
+        # the sum in the type of the membrane, of the spikes as they are given: of half-precision ones that nothing else
+        # reads, the compiler for GPUs would run all steps before anew for each step of the stack
+        rate, kappa, e = rate + (spikes[t] if t else s), kappa + e * h, 1 + a * e
         if learned:
             chi, p = chi + p * h, v + a * p
-        spikes.append(s.to(dtype))
     means = [(rate / timesteps).to(dtype), (kappa / timesteps).to(dtype)]
     means += [(chi / timesteps).to(dtype) if learned else None]
     return torch.stack(spikes), *means, rate.to(torch.uint8) if timesteps <= MAX_COUNT else None

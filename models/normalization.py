@@ -51,7 +51,8 @@ class Norm:
     def on_stream(self, x: Tensor) -> Tensor:
         """Applies the map to a tensor (N, C, ...) without a graph; the numbers keep the type of `x`."""
         scale, shift = self.scale_and_shift()
-        return torch.addcmul(per_channel(shift, x), x, per_channel(scale, x)).to(x.dtype)
+        # rounded as it is written; and autocast, which on CUDA would copy the stream to float32 first, minds no out=
+        return torch.addcmul(per_channel(shift, x), x, per_channel(scale, x), out=torch.empty_like(x))
 
     def on_rate(self, rate: Tensor) -> Tensor:
         """Applies the map to a rate (B, C, ...) with the graph of the rate rule."""
@@ -69,11 +70,14 @@ class Norm:
         """
         if self.of_batch and self.group is not None:
             return backward_over_ranks(grad, rate, self.mean, self.invstd, weight, needs, self.group)
-        statistics = dict(running_mean=self.mean, running_var=self.invstd.pow(-2), save_mean=None, save_invstd=None)
-        if self.of_batch:
-            statistics = dict(running_mean=None, running_var=None, save_mean=self.mean, save_invstd=self.invstd)
+        # constant statistics are given twice: a CPU takes the running ones, and CUDA's kernels for channels_last, for
+        # vectors and for a gradient of the rate alone refuse to run without the saved ones
+        running_mean, running_var = (None, None) if self.of_batch else (self.mean, self.invstd.pow(-2))
         return torch.ops.aten.native_batch_norm_backward(
-            grad, rate, weight, **statistics, train=self.of_batch, eps=0.0, output_mask=list(needs)
+            *(grad, rate, weight, running_mean, running_var, self.mean, self.invstd),
+            train=self.of_batch,
+            eps=0.0,
+            output_mask=list(needs),
         )
 
 

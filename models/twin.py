@@ -148,13 +148,14 @@ def _replace_activations(network: nn.Module, neuron: NeuronConfig, gates: str) -
         )
     parents = {name.rpartition(".")[0] for name in names}
     gate_modules = [p for p in parents if p and _computes_only_a_gate(network.get_submodule(p))]
+    device = next(network.parameters()).device  # a learned leak belongs there, too
     replaced = 0
     for name, module in list(network.named_modules(remove_duplicate=False)):
         if not isinstance(module, ACTIVATIONS + GATES):
             continue
         parent, _, child = name.rpartition(".")
         analogue = isinstance(module, GATES) or any(parent == g or parent.startswith(f"{g}.") for g in gate_modules)
-        new = (OnRate(module) if analogue else SpikingNeuron(neuron)).train(module.training)
+        new = (OnRate(module) if analogue else SpikingNeuron(neuron).to(device)).train(module.training)
         setattr(network.get_submodule(parent), child, new)
         replaced += not analogue
     if replaced == 0:

@@ -34,5 +34,7 @@ def matrix_norm(weight: Tensor, which: str) -> Tensor:
     matrix = at_least_float32(weight).flatten(1)
     if which == "frobenius":
         return torch.linalg.vector_norm(matrix)
-    small = matrix @ matrix.t() if len(matrix) <= matrix.shape[1] else matrix.t() @ matrix
-    return torch.linalg.eigvalsh(small)[-1].clamp_min(0).sqrt()
+    # autocast would have the product in its own type, of which CUDA knows no eigenvalues
+    with torch.autocast(weight.device.type, enabled=False):
+        small = matrix @ matrix.t() if len(matrix) <= matrix.shape[1] else matrix.t() @ matrix
+        return torch.linalg.eigvalsh(small)[-1].clamp_min(0).sqrt()

@@ -81,7 +81,7 @@ for _method, _rule in (("__iadd__", add), ("__isub__", sub), ("__imul__", mul), 
 def constant_like(x: SpikeTrain, value: Tensor | float) -> SpikeTrain:
     """A tensor or number that broadcasts against (B, C, ...), as a constant train of the same pass."""
     if not isinstance(value, Tensor):
-        value = torch.as_tensor(value, dtype=x.dtype, device=x.device)
+        value = torch.full((), value, dtype=x.dtype, device=x.device)  # filled there: a copy would wait for a GPU
     tensor = value.to(x.dtype) if value.ndim == 0 else value
     tensor = tensor.reshape((1,) * (x.ndim - tensor.ndim) + tuple(tensor.shape))
     return SpikeTrain.constant(tensor, x.timesteps, x.kind, x.tape)

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 import models
-from benchmarks import compare, plan, table, training_step
+from benchmarks import compare, measure, plan, table, training_step
 from benchmarks.contestants import Settings, contestant
 from benchmarks.measure import Step, saved_bytes
 from benchmarks.peers import authors, spikingjelly
@@ -43,6 +43,15 @@ def test_a_run_prints_one_line_with_every_figure():
     assert row["non_convolution_share"] < 1
     assert row["images_per_second"] == pytest.approx(2000 / row["step_ms"])
     assert {"torch", "spikingjelly", "cpu", "amx_bf16", "avx512_bf16"} <= set(row["versions"])
+
+
+def test_the_peak_is_that_of_the_timed_steps(monkeypatch):
+    happened, step = [], Step.__call__
+    monkeypatch.setattr(Step, "__call__", lambda self: happened.append("step") or step(self))
+    monkeypatch.setattr(measure, "forget_peak_memory", lambda device: happened.append("forget"))
+    monkeypatch.setattr(measure, "peak_memory_mb", lambda device: happened.append("peak") or 1.0)
+    measure.measure(Settings(**TINY, algorithm="rate_m", warmup=2, steps=3))
+    assert happened[:7] == ["step"] * 2 + ["forget"] + ["step"] * 3 + ["peak"]
 
 
 @pytest.fixture(scope="module")

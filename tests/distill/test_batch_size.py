@@ -66,6 +66,22 @@ def test_it_leaves_nothing_behind(text):
     assert torch.equal(torch.randn(3), expected)
 
 
+@pytest.mark.parametrize("channels_last", [True, False])
+def test_it_is_tried_in_the_memory_format_of_the_training(channels_last):
+    seen = []
+
+    class Seeing(nn.Conv2d):
+        def forward(self, images):
+            seen.extend(x.is_contiguous(memory_format=torch.channels_last) for x in (images, self.weight))
+            return super().forward(images)
+
+    forget_accelerate()
+    model, config = nn.Sequential(Seeing(3, 4, 3), nn.Flatten()), TrainConfig(batch_size=4, find_batch_size=True)
+    config = dataclasses.replace(config, channels_last=channels_last)
+    batch_that_fits(Accelerator(cpu=True), model, small_device(4, []), torch.randn(3, 3, 5, 5), config, None)
+    assert seen == [channels_last] * 2
+
+
 def test_event_frames_are_counted_along_their_second_axis():
     class Frames(nn.Module):
         def __init__(self):

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from accelerate import Accelerator
+from host_reads import HostReads
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 from toy_teachers import snn_of
@@ -30,6 +31,14 @@ def test_top1_is_the_percentage_over_all_images_of_each_network(prepared):
     networks["right"] = lambda images: torch.eye(3)[torch.tensor(LABELS)[images[:, 0, 0, 0].long()]]
     found = top1(*prepared, lambda images: {name: network(images) for name, network in networks.items()})
     assert found == pytest.approx({"answers 0": 200 / 7, "answers 1": 200 / 7, "answers 2": 300 / 7, "right": 100.0})
+
+
+def test_batches_are_counted_without_waiting_for_them(prepared):
+    accelerator, loader = prepared
+    batches = list(loader)  # loaders read their own numbers, on the host
+    with HostReads() as reads:
+        found = top1(accelerator, batches, lambda images: {"answers 2": torch.eye(3)[2].expand(len(images), 3)})
+    assert reads.count == 0 and found == pytest.approx({"answers 2": 300 / 7})
 
 
 def test_the_summary_names_each_network():

@@ -1,4 +1,7 @@
-"""Where a device has no float64 nothing is widened to it; the device is played by a watch over all operations."""
+"""Where a device has no float64 nothing is widened to it; the device is played by a watch over all operations.
+
+And no TF32 where logits of different batches are compared.
+"""
 
 import pytest
 import torch
@@ -12,7 +15,9 @@ from distill import HybridDistiller
 from distill.adapter_start import start_adapters
 from distill.energy import spiking_costs
 from distill.layouts import Layout, change_quadrants, quadrants_followed
-from distill.precision import widest_float
+from distill.precision import widest_float, without_tf32
+from distill.tails import images_in_front
+from distill.taps import check_taps, tap_names
 
 
 class NoFloat64(TorchDispatchMode):
@@ -77,3 +82,33 @@ def test_layouts_are_guessed_without_float64(on_mps):
     with NoFloat64():
         times, own = quadrants_followed(Layout(), maps, (16, 16))
     assert times > 1e6 and own == 1.0  # each place of an image follows its own quadrant, and no other at all
+
+
+def of_products():
+    """What is set for the factors of convolutions and of matrix products."""
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    if not hasattr(cudnn, "conv"):  # before torch 2.9
+        return cudnn.allow_tf32, matmul.allow_tf32
+    return cudnn.conv.fp32_precision, matmul.fp32_precision
+
+
+def test_taps_are_checked_without_tf32():
+    teacher, seen, before = teacher_of("resnet18"), [], of_products()
+    handle = teacher.register_forward_hook(lambda *_: seen.append(of_products()))
+    taps = check_taps(teacher, tap_names(teacher, "blocks", images_of()), images_of())
+    images_in_front(teacher, taps, images_of())
+    handle.remove()
+    assert len(seen) > 4 and set(seen) <= {("ieee", "ieee"), (False, False)}
+    assert of_products() == before and before not in seen
+
+
+def test_what_was_set_of_tf32_comes_back_whichever_way_it_was_set():
+    before = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision("high")
+        set_by_hand = of_products()
+        with pytest.raises(KeyError), without_tf32():
+            raise KeyError
+        assert of_products() == set_by_hand and torch.get_float32_matmul_precision() == "high"
+    finally:
+        torch.set_float32_matmul_precision(before)

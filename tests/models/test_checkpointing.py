@@ -8,6 +8,7 @@ import pytest
 import timm
 import torch
 import torch.distributed as dist
+from host_reads import HostReads
 from torch import nn
 from toy_networks import Head, Masks, PreActivation, Residual, Sums, conv_bn, generic, spiking
 
@@ -390,6 +391,17 @@ def test_rates_come_back_from_spikes_and_are_kept_where_they_do_not():
     tensors, restored = keep(SpikeTrain([Term(spikes, 3, _rate=rate + 1)], 3, "rate"))
     assert len(tensors) == 2
     assert torch.equal(restored(tensors).rate, rate + 1)
+
+
+def test_what_neurons_gave_is_not_looked_at_to_see_that_it_is_spikes():
+    train = SpikingNeuron()(SpikeTrain.from_stream(torch.randn(T, 2, 4), "rate"))
+    with HostReads() as reads:
+        tensors, restored = keep(train)
+    assert [t.dtype for t in tensors] == [torch.uint8] and torch.equal(restored(tensors).stream, train.stream)
+    assert reads.count == 1  # whether the rates are those of the counts
+    with HostReads() as reads:
+        pack(torch.randint(3, (16, 4)).float(), 8)
+    assert reads.count == 1  # the first step tells; the others are asked with one .tolist()
 
 
 # -- which modules are blocks -------------------------------------------------------------------------

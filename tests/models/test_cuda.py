@@ -6,6 +6,7 @@ Skipped without CUDA; the lent machines of this project have it now and then.
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 from toy_networks import Residual, generic, spiking
 
 from models import (
@@ -15,8 +16,11 @@ from models import (
     FeedbackConfig,
     NeuronConfig,
     PoissonEncoder,
+    SpikeTrain,
+    SpikingNeuron,
     compile_kernels,
     create_snn,
+    spiking_twin,
 )
 
 pytestmark = [
@@ -81,9 +85,55 @@ def test_a_learned_leak_and_one_dropout_mask():
         torch.testing.assert_close(ours, theirs, rtol=1e-8, atol=1e-11)
 
 
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize("algorithm", ["rate_m", "rate_s", "bptt"])
+def test_frozen_statistics_train_as_on_the_cpu(algorithm, memory_format):
+    """As with train.freeze_norms, as written: the compiled pass has kernels of its own."""
+    snn = network(algorithm)
+    for module in snn.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eval().weight.requires_grad_(False)
+    images, labels = torch.randn(4, 3, 16, 16, dtype=torch.float64), torch.zeros(4, dtype=torch.long)
+    trained = [p for p in snn.parameters() if p.requires_grad]
+
+    def found(images):
+        loss = F.cross_entropy(snn(images), labels.to(images.device))
+        return [gradient.cpu() for gradient in torch.autograd.grad(loss, trained)]
+
+    expected = found(images)
+    snn = snn.cuda().to(memory_format=memory_format)
+    for ours, theirs in zip(found(images.cuda().contiguous(memory_format=memory_format)), expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-8, atol=1e-11)
+
+
+def test_numbers_do_not_wait_for_the_device():
+    x = SpikeTrain.constant(torch.ones(2, 4).cuda(), 3, "rate")
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        y = (2 * x + 0.5) / 5
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert (y.rate == 0.5).all()
+
+
+def test_a_twin_is_where_its_network_is():
+    ann = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 5)).cuda()
+    snn = spiking_twin(ann, 2, NeuronConfig(leak=0.5, learnable_leak=True), input_size=(3, 8, 8))
+    assert any(isinstance(m, SpikingNeuron) for m in snn.modules()) and all(p.is_cuda for p in snn.parameters())
+
+
 def test_poisson_input_is_drawn_on_the_device():
     spikes = PoissonEncoder()(torch.rand(2, 3, 4, 4).cuda(), 5)
     assert spikes.is_cuda and set(spikes.unique().tolist()) == {0.0, 1.0}
+
+
+@pytest.mark.parametrize("algorithm", FEEDBACK_ALGORITHMS)
+def test_feedback_trains_in_bfloat16(algorithm):
+    snn = network(algorithm).float().cuda()
+    with torch.autocast("cuda", torch.bfloat16):
+        loss = F.cross_entropy(snn(torch.randn(4, 3, 16, 16).cuda()).float(), torch.zeros(4, dtype=torch.long).cuda())
+    loss.backward()
+    assert all(p.grad.isfinite().all() for p in snn.parameters())
 
 
 @pytest.mark.parametrize("algorithm", ["rate_m", "rate_s", "bptt"])

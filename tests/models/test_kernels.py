@@ -35,6 +35,13 @@ def test_moments_are_at_least_float32_and_over_all_steps(dtype, steps, channels_
     torch.testing.assert_close(value.double(), average, rtol=1e-2 if dtype == torch.bfloat16 else 1e-6, atol=1e-3)
 
 
+def test_rates_of_half_precision_spikes_are_counted_in_float32():
+    current = torch.ones(1, 2, 1).bfloat16()
+    spikes, means = kernels.fire_with_rate([current], [None], [1], 300, NeuronConfig(leak=1.0), 1.0)
+    assert spikes.dtype == means.rate.dtype == torch.bfloat16
+    assert spikes.all() and (means.rate == 1).all()  # bfloat16 itself counts to 256
+
+
 @pytest.mark.filterwarnings("ignore")  # of the compiler's own
 @pytest.mark.parametrize(
     ("toy", "algorithm"), [("Residual", "rate_m"), ("SharedNeuron", "rate_m"), ("SharedNeuron", "rate_s")]

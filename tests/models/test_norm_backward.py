@@ -2,7 +2,9 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from models import NeuronConfig, SpikeTrain, SpikingNeuron, compile_kernels
 from models.compiling import is_compiling
@@ -94,6 +96,40 @@ def test_as_written_it_is_the_equations(terms, memory):
     grad, kappa, norms, rates, weights, needs = inputs(terms, memory)
     written = norms_backward(grad, kappa, norms, rates, weights, needs)
     assert_same(written, by_hand(grad, kappa, norms, rates, weights))
+
+
+@pytest.mark.parametrize("memory", PIXELS)
+@pytest.mark.parametrize("needs", [(True, True, True), (True, False, False)], ids=["all", "rate alone"])
+def test_constant_statistics_are_those_of_batch_norm_in_evaluation(needs, memory):
+    grad, _, (norm,), (rate,), (weight,), _ = inputs(TERMS["in evaluation mode"], memory)
+    leaves = [rate.requires_grad_(), norm.weight, norm.bias]
+    normed = F.batch_norm(rate, norm.mean, norm.invstd.pow(-2), norm.weight, norm.bias, training=False, eps=0.0)
+    wanted = torch.autograd.grad(normed, leaves, grad)
+    found = norm.backward(grad, rate.detach(), weight, needs)
+    assert_same(found, [gradient if need else None for gradient, need in zip(wanted, needs, strict=True)])
+
+
+@pytest.mark.parametrize("of_batch", [True, False])
+def test_kernels_are_given_the_saved_statistics_which_cuda_asks_for(of_batch):
+    grad, _, (norm,), (rate,), (weight,), (needs,) = inputs([(of_batch, True)], "channels_last")
+    with Recorded() as recorded:
+        norm.backward(grad, rate, weight, needs)
+    ((_, _, _, running_mean, running_var, save_mean, save_invstd),) = recorded.arguments
+    assert save_mean is norm.mean and save_invstd is norm.invstd
+    assert (running_mean is None) == (running_var is None) == of_batch
+
+
+class Recorded(TorchDispatchMode):
+    """What `native_batch_norm_backward` is called with: the tensors."""
+
+    def __init__(self):
+        super().__init__()
+        self.arguments = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is torch.ops.aten.native_batch_norm_backward.default:
+            self.arguments.append(args[:7])
+        return func(*args, **(kwargs or {}))
 
 
 @pytest.mark.filterwarnings("ignore")  # of the compiler's own

@@ -5,9 +5,10 @@ import torch
 import torch.nn.functional as F
 from timm.layers import DropPath
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
-import models.rules  # noqa: F401  (fills the table)
 from models import SpikeTrain, UnsupportedOperationError
+from models.rules.arithmetic import constant_like  # and the table is filled
 
 T, B = 3, 2
 KINDS = ["plain", "rate", "graph"]
@@ -196,6 +197,39 @@ def test_a_monitor_that_looks_without_a_graph_takes_it_from_nobody():
     # d(sum of W r)/dW is the sum of r over images and pixels, for each output channel
     expected = x.stream.mean(0).sum((0, 2, 3)).detach().expand(4, 4)[..., None, None]
     torch.testing.assert_close(weight.grad, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_a_number_is_filled_in_on_the_trains_device():
+    """A copy from the host would wait for a GPU."""
+    filled = []
+
+    class Recorded(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            filled.extend([kwargs["device"]] if func is torch.ops.aten.full.default else [])
+            return func(*args, **(kwargs or {}))
+
+    x = SpikeTrain.constant(torch.ones(B, 4, device="meta", dtype=torch.bfloat16), T, "plain")
+    with Recorded():
+        half = constant_like(x, 0.5)
+    assert filled == [torch.device("meta")] and half.dtype == x.dtype and half.folded.shape == (1, 1)
+
+
+def test_a_pending_norm_of_a_bfloat16_stream_makes_no_float32_one():
+    norm = nn.BatchNorm2d(4).eval()
+    nn.init.uniform_(norm.weight)
+    stream, made = torch.randn(T, B, 4, 3, 3).bfloat16(), set()
+
+    class Recorded(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            output = func(*args, **(kwargs or {}))
+            made.update([output.dtype] if output.numel() == stream.numel() else [])
+            return output
+
+    x = norm(SpikeTrain.from_stream(stream, "plain"))
+    with Recorded():
+        found = x.folded
+    assert made == {torch.bfloat16}
+    assert torch.equal(found, norm(stream.flatten(0, 1).float()).bfloat16())
 
 
 def test_a_constant_train_stores_one_step():

@@ -117,6 +117,14 @@ def test_a_twin_keeps_mode_constants_and_steps():
         assert all(m.config == neuron for m in snn.modules() if isinstance(m, SpikingNeuron))
 
 
+def test_a_twins_learned_leaks_are_on_the_networks_device():
+    ann = ann_of("resnet18").bfloat16().to("meta")
+    snn = spiking_twin(ann, 2, NeuronConfig(leak=0.5, learnable_leak=True), input_size=SIZE)
+    leaks = [m.w for m in snn.modules() if isinstance(m, SpikingNeuron)]
+    assert leaks and all(p.device.type == "meta" for p in snn.parameters())
+    assert all(leak.dtype == torch.float32 for leak in leaks)  # whatever the weights are in
+
+
 def test_the_size_of_the_probe_is_the_networks_own_where_none_is_given():
     snn = spiking_twin(ann_of("resnet18", in_chans=1))
     assert snn.in_chans == 1 and snn.spec["input_size"] == [1, 224, 224]

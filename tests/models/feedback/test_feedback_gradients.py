@@ -5,9 +5,11 @@ import weakref
 import pytest
 import torch
 import torch.nn.functional as F
+from host_reads import HostReads
 from toy_loops import IF, LIF, at_equilibrium, equilibrium, images, rate, toy_loop, turn
 
 from models import FeedbackConfig, SpikeTrain, create_snn
+from models.feedback import solvers
 from models.feedback.linearised import LinearisedLoop, TransposedMap
 from models.feedback.solvers import broyden, fixed_point
 from models.feedback.spiking_solver import spiking_couples
@@ -98,6 +100,16 @@ def test_broyden_ends_after_twice_as_many_turns_as_an_image_has_numbers():
     wanted = torch.linalg.solve(torch.eye(3, dtype=torch.float64) - matrices, g.flatten(1)[:, :, None])[..., None]
     torch.testing.assert_close(beta, wanted, rtol=1e-6, atol=1e-6)
     assert report.converged and report.iterations <= 6
+
+
+@pytest.mark.parametrize(("solve", "each"), [(fixed_point, 1), (broyden, 0)])  # broyden: .tolist()
+def test_an_iteration_asks_for_numbers_once(solve, each, monkeypatch):
+    monkeypatch.setattr(solvers, "growth_of", lambda sizes: 0.5)  # asks once for all, but on a CPU one after the other
+    g = torch.randn(2, 3, 1, 1, dtype=torch.float64)
+    factors = torch.linspace(0.2, 0.7, 3, dtype=g.dtype)[:, None, None]
+    with HostReads() as reads:
+        _, report = solve(lambda v: factors * v, g, 1e-12, 9)
+    assert report.iterations > 2 and reads.count == each * report.iterations + 1 + (solve is broyden)
 
 
 def test_solvers_of_a_gradient_of_zero():

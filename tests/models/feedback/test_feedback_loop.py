@@ -219,6 +219,16 @@ def test_norms_of_wide_and_of_tall_matrices():
     assert torch.equal(small, torch.full((2, 2, 1, 1), 0.1)), "a weight within the bound is left alone"
 
 
+@pytest.mark.parametrize("which", ["spectral", "frobenius"])
+def test_under_autocast_the_bound_is_the_same(which):
+    weight = torch.randn(6, 3, 5, 5)
+    free, cast = weight.clone(), weight.clone()
+    keep_below(free, which, 0.7)
+    with torch.autocast("cpu", torch.bfloat16):
+        keep_below(cast, which, 0.7)
+    assert torch.equal(cast, free) and not torch.equal(free, weight)
+
+
 def growing_loop(algorithm, **config):
     loop = toy_loop(1, algorithm=algorithm, backward_timesteps=20, max_iterations=30, gain=3.0, **config)
     loop.input_map.linear.bias.uniform_(0.5, 1.5)
