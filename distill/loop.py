@@ -35,7 +35,7 @@ from distill.processes import Agreement
 from distill.random_numbers import draw_apart, repeatable
 from distill.runs import RunFolder
 from distill.saved_state import SavedState
-from distill.steps import MOST_OVERFLOWS, NonFiniteLossError, StepGuard
+from distill.steps import StepGuard
 from models import FeedbackLoop, NonContractingLoopError, synchronised_batch_norm
 
 log = logging.getLogger(__name__)
@@ -153,7 +153,9 @@ class _Fit:
         )  # fmt: skip
         self.guard = StepGuard(accelerator, self.model)
         self.backward_figures = BackwardFigures(self.network)
-        self.bad_steps = BadSteps(stage, accelerator, self.agreement, folder, loader, config.accumulate)
+        self.bad_steps = BadSteps(
+            stage, accelerator, self.agreement, folder, loader, config, self.guard, self.state, epochs_before
+        )
         self.epoch_log = EpochLog(stage, accelerator, folder, self.state, self.steps_per_epoch)
         self.progress = Progress()
         self.saved = time.monotonic()
@@ -250,7 +252,7 @@ class _Fit:
             try:
                 parts = self.backward(accelerator, self.model, images, labels, step)
             except NonContractingLoopError as error:
-                raise self._without_equilibrium(error, step) from error
+                raise self.bad_steps.without_equilibrium(error, step, progress) from error
             guard.after_pass(parts, len(labels), rates, self.backward_figures.take())
             if accelerator.sync_gradients:
                 norm = None
@@ -276,57 +278,9 @@ class _Fit:
                     self.scheduler.step()
             self.optimizer.zero_grad()
         if bad:
-            self._after_a_bad_step(step)
+            self.bad_steps.not_finite(step, progress, lambda: self._save(None))
         elif overflowed:
-            self._after_an_overflow(step)
-
-    def _after_a_bad_step(self, step: int) -> None:
-        """Keeps which images it had; ends the training after too many."""
-        progress, config = self.progress, self.config
-        found, samples = self._bad(step), self._images_of(step)
-        if progress.skipped_in_a_row <= config.max_skipped_steps:
-            log.info("warning: the loss or its gradient is no finite number %s: step skipped; %s", found, samples)
-            return
-        kept = self._save(None)
-        raise NonFiniteLossError(
-            f"the loss or its gradient is no finite number {found}, {progress.skipped_in_a_row} times in a row; "
-            f"{samples}. {kept}; lower train.lr ({config.lr}) or set train.clip (now {config.clip}), and continue "
-            "with --resume --allow-changed train.lr"
-        )
-
-    def _after_an_overflow(self, step: int) -> None:
-        """Says so where the scaler begins to look for a scale; ends the training where there is none.
-
-        No checkpoint is written then: with its scale a run that goes on would lose its gradients at the other end.
-        """
-        number, scale = self.progress.overflowed_in_a_row, self.accelerator.scaler.get_scale()  # type: ignore[union-attr]
-        found = self._bad(step)
-        if number == 1:
-            log.info("warning: the gradient overflows float16 %s: skipped, the loss is scaled by %g now", found, scale)
-        if number > MOST_OVERFLOWS:
-            raise NonFiniteLossError(
-                f"the gradient is no finite number {found}, {number} times in a row, also with the loss scaled by "
-                f"{scale:g}; {self._images_of(step)}. {self.state.kept()}; continue with --resume --allow-changed and "
-                f"run.mixed_precision (bf16 or no) or a lower train.lr ({self.config.lr})"
-            )
-
-    def _bad(self, step: int) -> str:
-        """Where a bad step was, and its loss, for people."""
-        return f"in step {step + 1} (epoch {self.progress.epochs + 1}) of the {self.stage} ({self.guard.parts()})"
-
-    def _images_of(self, step: int) -> str:
-        """Writes down which images a bad step had, and says so."""
-        progress = self.progress
-        past = self.epochs_before + progress.epochs
-        return self.bad_steps.write(self.guard.parts(), step + 1, progress.epochs + 1, past, progress.batches)
-
-    def _without_equilibrium(self, error: NonContractingLoopError, step: int) -> NonContractingLoopError:
-        """No checkpoint is written: the weights that made it so are no good ones."""
-        return NonContractingLoopError(
-            f"{error}. It happened in step {step + 1} (epoch {self.progress.epochs + 1}) of the {self.stage}; "
-            f"{self.state.kept()}; continue with --resume --allow-changed and the name of what is changed (train.lr, "
-            "student.feedback.bound)"
-        )
+            self.bad_steps.overflowed(step, progress)
 
     def _between_steps(self) -> None:
         """Saves where it is time to; ends where it was asked for."""
