@@ -16,6 +16,10 @@
 
 # seconds that a launcher leaves its processes for the checkpoint (30 if nobody says so)
 export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-120}
+# srun has not taken the job's --cpus-per-task over since SLURM 22.05: the processes of a machine may share one core
+if [ -n "$SLURM_CPUS_PER_TASK" ]; then
+    export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK
+fi
 first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 export SPIKESWAP_LAUNCH="--config_file configs/accelerate/several_machines.yaml
     --num_machines $SLURM_NNODES --num_processes $((SLURM_NNODES * ${SLURM_GPUS_ON_NODE:-8}))

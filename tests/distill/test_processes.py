@@ -89,10 +89,6 @@ def test_each_launch_file_says_what_it_is_for():
             assert not lines[1].startswith("#") and yaml.safe_load(file.read_text())
 
 
-def test_the_shell_reads_the_slurm_script():
-    assert subprocess.run(["bash", "-n", LAUNCH_FILES / "slurm.sh"], capture_output=True).returncode == 0
-
-
 # -- one process and two with the same images in each step -----------------------------------------------
 
 
@@ -239,6 +235,7 @@ def test_a_launcher_ends_all_processes_when_one_fails(tmp_path):
     assert "Connection closed" not in ended.stderr  # what gloo says of it on the other process
 
 
+SLURM_SCRIPT = ["bash", "configs/accelerate/slurm.sh", "scripts/distill.py"]
 SLURM = {
     "scontrol": 'if [ "$1" = requeue ]; then echo "$2" >>requeued; else echo 127.0.0.1; echo 127.0.0.1; fi\n',
     # starts the command as two tasks of two machines; a task that fails ends the step
@@ -259,24 +256,35 @@ exit $status
 """Stand-ins for SLURM's commands, on one machine."""
 
 
-@pytest.mark.slow
-def test_a_slurm_job_that_is_pre_empted_is_queued_again_and_goes_on(tmp_path):
-    tools = tmp_path / "bin"
+def slurm_job(folder, **commands):
+    """The environment of a job of two machines in a folder, where other stand-ins may take the place of some."""
+    tools = folder / "bin"
     tools.mkdir()
-    for name, text in SLURM.items():
+    for name, text in (SLURM | commands).items():
         (tools / name).write_text("#!/bin/bash\n" + text)
         (tools / name).chmod(0o755)
-    for name in ("configs", "scripts", "distill", "models"):
+    (folder / "configs").symlink_to(ROOT / "configs")
+    job = dict(SLURM_NNODES="2", SLURM_GPUS_ON_NODE="1", SLURM_JOB_NODELIST="here[0-1]", SLURM_JOB_ID="7")
+    return environment(**job, PATH=f"{tools}:{os.environ['PATH']}", PYTHON=sys.executable)
+
+
+def test_the_launchers_of_a_slurm_job_have_all_cores_of_their_machines(tmp_path):
+    job = slurm_job(tmp_path, srun="echo cores=$SRUN_CPUS_PER_TASK\n")
+    for cores in ("64", ""):
+        found = subprocess.check_output(SLURM_SCRIPT, cwd=tmp_path, env=job | {"SLURM_CPUS_PER_TASK": cores}, text=True)
+        assert found == f"cores={cores}\n"
+
+
+@pytest.mark.slow
+def test_a_slurm_job_that_is_pre_empted_is_queued_again_and_goes_on(tmp_path):
+    job = slurm_job(tmp_path)
+    for name in ("scripts", "distill", "models"):
         (tmp_path / name).symlink_to(ROOT / name)
-    job = dict(SLURM_NNODES="2", SLURM_GPUS_ON_NODE="1", SLURM_JOB_NODELIST="here[0-1]")
-    paths = dict(PATH=f"{tools}:{os.environ['PATH']}", PYTHON=sys.executable)
-    script = ["bash", "configs/accelerate/slurm.sh", "scripts/distill.py", *TINY, "--run.dir", "run"]
-    script += ["--train.epochs", "25"]
+    script = [*SLURM_SCRIPT, *TINY, "--run.dir", "run", "--train.epochs", "25"]
     start = free_port() % 9000
 
     def submit(number, **more):
-        env = environment(**job, **paths, SLURM_JOB_ID=str(start + number), **more)
-        return subprocess.Popen(script, cwd=tmp_path, env=env)
+        return subprocess.Popen(script, cwd=tmp_path, env=job | {"SLURM_JOB_ID": str(start + number)} | more)
 
     first = submit(0)
     metrics = tmp_path / "run" / "metrics.jsonl"
