@@ -16,6 +16,7 @@ from accelerate.utils import LoggerType, broadcast_object_list, set_seed
 
 from distill.config import RunConfig
 from distill.runs import RunFolder, flatten, open_run, saving_of
+from distill.tracking import start_trackers
 from models import compile_kernels
 
 
@@ -62,9 +63,7 @@ class Session:
             raise ValueError(refusal)
         if self.config.trackers:
             self.accelerator.project_configuration.set_directories(str(path))
-            kinds = (int, float, str, bool)
-            flat = {key: v if isinstance(v, kinds) else str(v) for key, v in flatten(resolved).items()}
-            self.accelerator.init_trackers("tracking", flat)
+            start_trackers(self.accelerator, Path(path), flatten(resolved))
         return RunFolder(Path(path), saving_of(self.config, self.allow_changed))
 
 
