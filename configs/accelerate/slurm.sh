@@ -25,9 +25,13 @@ export SPIKESWAP_LAUNCH="--config_file configs/accelerate/several_machines.yaml
     --num_machines $SLURM_NNODES --num_processes $((SLURM_NNODES * ${SLURM_GPUS_ON_NODE:-8}))
     --main_process_ip $first --main_process_port $((20000 + SLURM_JOB_ID % 10000))"
 
+# a run that was asked to stop says so in here; it is there from the start, as another machine may see a new file late
+export SPIKESWAP_STOPPED=$PWD/.stopped-$SLURM_JOB_ID
+: >"$SPIKESWAP_STOPPED"
+
 asked=
 stop() {
-    asked=yes
+    asked=yes heard=yes
     scancel --signal=TERM "$SLURM_JOB_ID" # to the launchers, not to this script
 }
 trap stop USR1 TERM
@@ -39,15 +43,20 @@ trap stop USR1 TERM
 srun --kill-on-bad-exit=1 bash -c 'exec accelerate launch $SPIKESWAP_LAUNCH --machine_rank "$SLURM_PROCID" "$@"' \
     launcher "$@" ${SLURM_RESTART_COUNT:+--resume} &
 step=$!
-wait "$step"
-status=$?
-while kill -0 "$step" 2>/dev/null; do # a signal has ended the wait, not the step
+heard=yes
+while [ -n "$heard" ]; do # a signal ends the wait, not the step
+    heard=
     wait "$step"
     status=$?
 done
 
-# the processes said 75 (distill.interruption.EXIT_PREEMPTED); launchers turn every status but 0 into 1
-if [ -n "$asked" ] && [ "$status" -ne 0 ]; then
+# When a pre-emption leaves time (GraceTime), SLURM asks the launchers, not this script: of that the run's file tells, as
+# its status 75 (distill.interruption.EXIT_PREEMPTED) does not: launchers turn every one but 0 into 1.
+grep -q . "$SPIKESWAP_STOPPED" && asked=yes
+rm -f "$SPIKESWAP_STOPPED"
+
+# A job that was cancelled is COMPLETING by now, as is one that SLURM has queued again by itself: both stay what they are
+if [ -n "$asked" ] && [ "$status" -ne 0 ] && scontrol show job "$SLURM_JOB_ID" | grep -q 'JobState=RUNNING'; then
     scontrol requeue "$SLURM_JOB_ID"
 fi
 exit "$status"

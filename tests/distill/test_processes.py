@@ -240,7 +240,12 @@ def test_a_launcher_ends_all_processes_when_one_fails(tmp_path):
 
 SLURM_SCRIPT = ["bash", "configs/accelerate/slurm.sh", "scripts/distill.py"]
 SLURM = {
-    "scontrol": 'if [ "$1" = requeue ]; then echo "$2" >>requeued; else echo 127.0.0.1; echo 127.0.0.1; fi\n',
+    "scontrol": """case "$1 $2" in
+    "show job") echo "   JobState=${STATE:-RUNNING} Reason=None Dependency=(null)" ;;
+    "show hostnames") echo 127.0.0.1; echo 127.0.0.1 ;;
+    requeue*) echo "$2" >>requeued ;;
+esac
+""",
     # starts the command as two tasks of two machines; a task that fails ends the step
     "srun": """shift
 pids=
@@ -278,6 +283,26 @@ def test_the_launchers_of_a_slurm_job_have_all_cores_of_their_machines(tmp_path)
         assert found == f"cores={cores}\n"
 
 
+@pytest.mark.parametrize(
+    ("step", "state", "queued"),
+    [
+        ('echo asked to stop >"$SPIKESWAP_STOPPED"; exit 1', "RUNNING", True),  # a pre-emption that leaves time
+        ('echo asked to stop >"$SPIKESWAP_STOPPED"; exit 1', "COMPLETING", False),  # cancelled
+        ("kill -USR1 $PPID; exit 1", "RUNNING", True),  # out of time, and nothing of the run any more
+        ("kill -TERM $PPID; exit 1", "COMPLETING", False),
+        ("kill -USR1 $PPID; sleep 0.5; exit 0", "RUNNING", False),  # it was about to end
+        ("exit 1", "RUNNING", False),  # it has failed
+    ],
+)
+def test_a_slurm_job_is_queued_again_if_it_was_asked_to_stop_and_not_cancelled(tmp_path, step, state, queued):
+    job = slurm_job(tmp_path, srun=f"test ! -s $SPIKESWAP_STOPPED || exit 2\n{step}\n", scancel="")
+    (tmp_path / ".stopped-7").write_text("of the job's start before this one")
+    ended = subprocess.run(SLURM_SCRIPT, cwd=tmp_path, env=job | {"STATE": state}, timeout=60)
+    assert (ended.returncode == 0) == step.endswith("0")
+    assert (tmp_path / "requeued").exists() == queued
+    assert not (tmp_path / ".stopped-7").exists()
+
+
 @pytest.mark.slow
 def test_a_slurm_job_that_is_pre_empted_is_queued_again_and_goes_on(tmp_path):
     job = slurm_job(tmp_path)
@@ -289,18 +314,29 @@ def test_a_slurm_job_that_is_pre_empted_is_queued_again_and_goes_on(tmp_path):
     def submit(number, **more):
         return subprocess.Popen(script, cwd=tmp_path, env=job | {"SLURM_JOB_ID": str(start + number)} | more)
 
-    first = submit(0)
     metrics = tmp_path / "run" / "metrics.jsonl"
-    while first.poll() is None and not (metrics.exists() and len(metrics.read_text().splitlines()) > 2):
-        time.sleep(0.1)
-    first.send_signal(signal.SIGUSR1)
+    lines = lambda: len(metrics.read_text().splitlines()) if metrics.exists() else 0  # noqa: E731
     said = lambda number: "".join((tmp_path / f"task{task}.{start + number}").read_text() for task in (0, 1))  # noqa: E731
-    assert first.wait(timeout=120) == 1, said(0)
-    assert (tmp_path / "requeued").read_text().split() == [str(start)]
-    assert said(0).count("asked to stop (SIGTERM)") == 1 and not (tmp_path / "run" / "summary.json").exists()
-    before = len(metrics.read_text().splitlines())
-    assert submit(1, SLURM_RESTART_COUNT="1").wait(timeout=300) == 0, said(1)
-    assert "resuming the run in run" in said(1)
+    kept = []
+    for number, asked in enumerate((lambda job: job.send_signal(signal.SIGUSR1), lambda job: ask_launchers(tmp_path))):
+        running = submit(number, **({"SLURM_RESTART_COUNT": "1"} if number else {}))
+        before = lines()
+        while running.poll() is None and lines() < before + 3:
+            time.sleep(0.1)
+        asked(running)
+        assert running.wait(timeout=120) == 1, said(number)
+        assert (tmp_path / "requeued").read_text().split()[number:] == [str(start + number)]
+        assert said(number).count("asked to stop (SIGTERM)") == 1
+        assert not (tmp_path / "run" / "summary.json").exists()
+        kept.append(lines())
+    assert submit(2, SLURM_RESTART_COUNT="2").wait(timeout=300) == 0, said(2)
+    assert "resuming the run in run" in said(1) and "resuming the run in run" in said(2)
     epochs = [line["epoch"] for line in metrics_of(tmp_path / "run")]
-    assert epochs == [1, *range(1, 26)] and 2 < before < 26
-    assert (tmp_path / "run" / "summary.json").exists() and (tmp_path / "requeued").read_text().split() == [str(start)]
+    assert epochs == [1, *range(1, 26)] and 2 < kept[0] < kept[1] < 26
+    assert (tmp_path / "run" / "summary.json").exists() and len((tmp_path / "requeued").read_text().split()) == 2
+
+
+def ask_launchers(folder):
+    """As SLURM does when a pre-emption leaves time."""
+    for launcher in (folder / "launchers").read_text().split():
+        os.kill(int(launcher), signal.SIGTERM)
