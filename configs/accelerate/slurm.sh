@@ -14,7 +14,7 @@
 #SBATCH --open-mode=append
 #SBATCH --signal=B:USR1@300
 
-# seconds that a launcher leaves its processes for the checkpoint (30 if nobody says so)
+# seconds that a launcher leaves its processes for the checkpoint; with PyTorch before 2.12 it is 30, whatever is said here
 export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-120}
 # srun has not taken the job's --cpus-per-task over since SLURM 22.05: the processes of a machine may share one core
 if [ -n "$SLURM_CPUS_PER_TASK" ]; then
