@@ -14,7 +14,7 @@
 #SBATCH --open-mode=append
 #SBATCH --signal=B:USR1@300
 
-# seconds that a launcher leaves its processes for the checkpoint; with PyTorch before 2.12 it is 30, whatever is said here
+# seconds that a launcher leaves its processes for the checkpoint; before PyTorch 2.12 it is 30, whatever is said here
 export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-120}
 # srun has not taken the job's --cpus-per-task over since SLURM 22.05: the processes of a machine may share one core
 if [ -n "$SLURM_CPUS_PER_TASK" ]; then
@@ -50,12 +50,12 @@ while [ -n "$heard" ]; do # a signal ends the wait, not the step
     status=$?
 done
 
-# When a pre-emption leaves time (GraceTime), SLURM asks the launchers, not this script: of that the run's file tells, as
-# its status 75 (distill.interruption.EXIT_PREEMPTED) does not: launchers turn every one but 0 into 1.
+# When a pre-emption leaves time (GraceTime), SLURM asks the launchers, not this script. Of that the run's file tells:
+# launchers turn its status 75 (distill.interruption.EXIT_PREEMPTED), as every one but 0, into 1.
 grep -q . "$SPIKESWAP_STOPPED" && asked=yes
 rm -f "$SPIKESWAP_STOPPED"
 
-# A job that was cancelled is COMPLETING by now, as is one that SLURM has queued again by itself: both stay what they are
+# a job that was cancelled is COMPLETING by now, as is one that SLURM has queued again by itself: they stay what they are
 if [ -n "$asked" ] && [ "$status" -ne 0 ] && scontrol show job "$SLURM_JOB_ID" | grep -q 'JobState=RUNNING'; then
     scontrol requeue "$SLURM_JOB_ID"
 fi
