@@ -168,6 +168,7 @@ def run(main: Callable[[], None], resumable: bool = True) -> None:
     except Preempted as stop:
         if os.environ.get("RANK", "0") == "0":
             print(f"{Path(sys.argv[0]).name}: {stop.message}; continue with --resume", file=sys.stderr)
+            stop.tell()
         raise
     except Exception as error:
         first, mistake = first_to_fail(), isinstance(error, USER_ERRORS)

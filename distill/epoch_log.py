@@ -69,7 +69,10 @@ class EpochLog:
             log.info("warning: in epoch %d %s", epoch, line)
         if accelerator.is_main_process:
             self._append(metrics)
-        self._track({f"{self._stage}/{n}": value for n, value in metrics.items() if n not in ("stage", "epoch")})
+        numbers = {f"{self._stage}/{n}": value for n, value in metrics.items() if n not in ("stage", "epoch")}
+        if accelerator.trackers:  # of the main process alone
+            # they want steps that rise over all stages: the lines of the metrics so far
+            accelerator.log(numbers, step=len(self._folder.metrics()))
 
     def _append(self, metrics: dict[str, Any]) -> None:
         try:
@@ -78,13 +81,3 @@ class EpochLog:
             raise OSError(
                 f"the epoch's metrics could not be written: {error}; {self._state.kept()}; continue with --resume"
             ) from error
-
-    def _track(self, numbers: dict[str, Any]) -> None:
-        """What trackers show is in the metrics, too: one that fails is left out, and the training goes on."""
-        try:
-            # trackers want steps that rise over all stages: the lines of the metrics so far; the main process alone
-            # tracks
-            self._accelerator.log(numbers, step=len(self._folder.metrics()))
-        except OSError as error:
-            log.info("warning: a tracker could not write (%s): nothing more is tracked in this run", error)
-            self._accelerator.trackers.clear()

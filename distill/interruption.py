@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import logging
 import os
 import signal
 import sys
@@ -14,10 +15,16 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 
+log = logging.getLogger(__name__)
+
 LAUNCHERS = ("accelerate", "accelerate-launch", "accelerate.commands.launch")
 
 EXIT_PREEMPTED = 75
 """The exit status of a run that was asked to stop and can be resumed (EX_TEMPFAIL: try again later)."""
+
+STOPPED = "SPIKESWAP_STOPPED"
+"""Environment variable with the path of a file in which a run that was asked to stop says so: its exit status does not
+get past launchers."""
 
 
 class Preempted(SystemExit):
@@ -26,6 +33,14 @@ class Preempted(SystemExit):
     def __init__(self, message: str) -> None:
         super().__init__(EXIT_PREEMPTED)
         self.message = message
+
+    def tell(self) -> None:
+        """Leaves the message for whoever would start the run again, where he has asked for it; on the main process."""
+        if path := os.environ.get(STOPPED):
+            try:
+                Path(path).write_text(f"{self.message}\n")
+            except OSError as error:
+                log.warning("warning: %s cannot be written (%s): start the run again by hand", path, error.strerror)
 
 
 class Interruption:

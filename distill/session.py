@@ -6,17 +6,23 @@ import logging
 import os
 import warnings
 from collections.abc import Sequence
+from datetime import timedelta
 from pathlib import Path
 
 import torch
 import yaml
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
-from accelerate.utils import LoggerType, broadcast_object_list, set_seed
+from accelerate.utils import InitProcessGroupKwargs, LoggerType, broadcast_object_list, set_seed
 
 from distill.config import RunConfig
 from distill.runs import RunFolder, flatten, open_run, saving_of
+from distill.tracking import start_trackers
 from models import compile_kernels
+
+PATIENCE = timedelta(hours=2)
+"""How long processes wait for each other: while one of them downloads, unpacks or prepares data. NCCL's own ten minutes
+would end the run meanwhile; a process that ends by itself is noticed by its launcher, and not by this."""
 
 
 class Session:
@@ -61,10 +67,9 @@ class Session:
         if refusal is not None:
             raise ValueError(refusal)
         if self.config.trackers:
-            self.accelerator.project_configuration.set_directories(str(path))
-            kinds = (int, float, str, bool)
-            flat = {key: v if isinstance(v, kinds) else str(v) for key, v in flatten(resolved).items()}
-            self.accelerator.init_trackers("tracking", flat)
+            configuration = self.accelerator.project_configuration
+            configuration.project_dir = configuration.logging_dir = str(path)  # `set_directories` keeps the latter
+            start_trackers(self.accelerator, Path(path), flatten(resolved))
         return RunFolder(Path(path), saving_of(self.config, self.allow_changed))
 
 
@@ -87,6 +92,7 @@ def start(config: RunConfig, resume: bool, config_text: str, allow_changed: Sequ
         log_with=config.trackers or None,
         step_scheduler_with_optimizer=False,  # the loop counts optimizer steps itself
         project_dir=config.dir or "runs",
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
     )
     logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
     if not accelerator.is_main_process:  # what all have to say is said once; errors end a process, and are told then

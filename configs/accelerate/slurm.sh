@@ -14,16 +14,24 @@
 #SBATCH --open-mode=append
 #SBATCH --signal=B:USR1@300
 
-# seconds that a launcher leaves its processes for the checkpoint (30 if nobody says so)
+# seconds that a launcher leaves its processes for the checkpoint; before PyTorch 2.12 it is 30, whatever is said here
 export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-120}
+# srun has not taken the job's --cpus-per-task over since SLURM 22.05: the processes of a machine may share one core
+if [ -n "$SLURM_CPUS_PER_TASK" ]; then
+    export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK
+fi
 first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 export SPIKESWAP_LAUNCH="--config_file configs/accelerate/several_machines.yaml
     --num_machines $SLURM_NNODES --num_processes $((SLURM_NNODES * ${SLURM_GPUS_ON_NODE:-8}))
     --main_process_ip $first --main_process_port $((20000 + SLURM_JOB_ID % 10000))"
 
+# a run that was asked to stop says so in here; it is there from the start, as another machine may see a new file late
+export SPIKESWAP_STOPPED=$PWD/.stopped-$SLURM_JOB_ID
+: >"$SPIKESWAP_STOPPED"
+
 asked=
 stop() {
-    asked=yes
+    asked=yes heard=yes
     scancel --signal=TERM "$SLURM_JOB_ID" # to the launchers, not to this script
 }
 trap stop USR1 TERM
@@ -35,15 +43,20 @@ trap stop USR1 TERM
 srun --kill-on-bad-exit=1 bash -c 'exec accelerate launch $SPIKESWAP_LAUNCH --machine_rank "$SLURM_PROCID" "$@"' \
     launcher "$@" ${SLURM_RESTART_COUNT:+--resume} &
 step=$!
-wait "$step"
-status=$?
-while kill -0 "$step" 2>/dev/null; do # a signal has ended the wait, not the step
+heard=yes
+while [ -n "$heard" ]; do # a signal ends the wait, not the step
+    heard=
     wait "$step"
     status=$?
 done
 
-# the processes said 75 (distill.interruption.EXIT_PREEMPTED); launchers turn every status but 0 into 1
-if [ -n "$asked" ] && [ "$status" -ne 0 ]; then
+# When a pre-emption leaves time (GraceTime), SLURM asks the launchers, not this script. Of that the run's file tells:
+# launchers turn its status 75 (distill.interruption.EXIT_PREEMPTED), as every one but 0, into 1.
+grep -q . "$SPIKESWAP_STOPPED" && asked=yes
+rm -f "$SPIKESWAP_STOPPED"
+
+# a job that was cancelled is COMPLETING by now, as is one that SLURM has queued again by itself: they stay what they are
+if [ -n "$asked" ] && [ "$status" -ne 0 ] && scontrol show job "$SLURM_JOB_ID" | grep -q 'JobState=RUNNING'; then
     scontrol requeue "$SLURM_JOB_ID"
 fi
 exit "$status"

@@ -5,7 +5,8 @@ name is deleted, missing ones are downloaded). Here data is found first, as arch
 it; its readers then parse the recordings (`create_raw_from_extracted`) and integrate the frames.
 
 What they write, a folder with events_np/ and frames_number_T_split_by_number/, each npz files without pickles, appears
-in one move: an interrupted preparation leaves nothing half done.
+in one move: an interrupted preparation leaves nothing half done. Machines that share a folder take turns, and find what
+another one has done.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ from typing import Any
 
 from accelerate import PartialState
 from spikingjelly import configure
+
+from distill.data.locks import alone_in
 
 log = logging.getLogger(__name__)
 
@@ -113,11 +116,12 @@ def open_frames(data: Recordings, root: Path, cache: Path | None, frames: int) -
         name = f"frames_number_{frames}_split_by_number"
         if not (folder / name).is_dir():
             log.info("%s: cutting the recordings into %d frames each, kept in %s", data.title, frames, folder / name)
-            with _written_aside(folder) as work:
-                (work / RAW).symlink_to((folder / RAW).resolve(), target_is_directory=True)
-                with _reading(data, root):
-                    data.reader_class(str(work), **splits[0], **options)
-                _move(work / name, folder / name)
+            with _written_aside(folder, name) as work:
+                if work is not None:
+                    (work / RAW).symlink_to((folder / RAW).resolve(), target_is_directory=True)
+                    with _reading(data, root):
+                        data.reader_class(str(work), **splits[0], **options)
+                    _move(work / name, folder / name)
     try:
         return [data.reader_class(str(folder), **split, **options) for split in splits]
     except RuntimeError as error:  # SpikingJelly's own preparation was interrupted in this folder
@@ -138,12 +142,15 @@ def _folder_of(root: Path, cache: Path | None) -> Path:
 def _prepare_raw(data: Recordings, root: Path, folder: Path) -> None:
     """Makes events_np/: a file of events for each recording."""
     if root.is_dir() and (root / RAW).is_dir():
-        with _written_aside(folder):
-            (folder / RAW).symlink_to((root / RAW).resolve(), target_is_directory=True)
+        with _written_aside(folder, RAW) as work:
+            if work is not None:
+                (folder / RAW).symlink_to((root / RAW).resolve(), target_is_directory=True)
         return
     found = _unpacked(data, root)
     archives = [] if found else _archives(data, root)
-    with _written_aside(folder) as work:
+    with _written_aside(folder, RAW) as work:
+        if work is None:
+            return
         for archive in archives:
             log.info("%s: unpacking %s", data.title, archive)
             _unpack(archive, work / "unpacked")
@@ -219,17 +226,21 @@ def _unpack(archive: Path, folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def _written_aside(folder: Path) -> Iterator[Path]:
-    """A new folder inside of `folder`, which is made where missing; it is gone afterwards."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        work = tempfile.TemporaryDirectory(dir=folder, prefix=".preparing-")
-    except OSError as error:
-        raise ValueError(
-            f"data.cache: {folder} cannot be written ({error.strerror}): say where frames are kept"
-        ) from error
-    with work as path:
-        yield Path(path)
+def _written_aside(folder: Path, name: str) -> Iterator[Path | None]:
+    """A new folder inside of `folder`, which is made where missing; it is gone afterwards.
+
+    None where the turn of another process has left what it is for, the folder of this name.
+    """
+    with contextlib.ExitStack() as held:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            held.enter_context(alone_in(folder))
+            work = held.enter_context(tempfile.TemporaryDirectory(dir=folder, prefix=".preparing-"))
+        except OSError as error:
+            raise ValueError(
+                f"data.cache: {folder} cannot be written ({error.strerror}): say where frames are kept"
+            ) from error
+        yield None if (folder / name).is_dir() else Path(work)
 
 
 @contextlib.contextmanager

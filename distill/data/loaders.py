@@ -8,6 +8,8 @@ To resume within an epoch, first `loader.set_epoch(epoch)`, then `skip_batches(l
 loader no longer reaches the sampler with several processes, and starts other workers.
 """
 
+import atexit
+import multiprocessing
 import os
 import signal
 from collections.abc import Iterator
@@ -195,6 +197,19 @@ def _stay_until_told(worker: int) -> None:
     It ends when the run closes its loaders, or is gone (torch looks every few seconds).
     """
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+@atexit.register  # hooks run in reverse order: after torch's own end of loaders, before multiprocessing's
+def _end_loader_processes() -> None:
+    """At the end of a run whose loaders something still holds, such as the traceback of an error that nobody caught.
+
+    `multiprocessing` ends them with SIGTERM, which they ignore, and then waits for them: for ever.
+    """
+    left = [process for process in multiprocessing.active_children() if process.daemon]
+    if left and hasattr(signal, "SIGCHLD"):
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would raise that a process was killed
+    for process in left:
+        process.kill()
 
 
 def _cpus() -> int:

@@ -6,6 +6,7 @@ are read once, then each image is read at its own offset, so that order, resumin
 Names of shards and splits are timm's.
 """
 
+import io
 import itertools
 import json
 import re
@@ -86,23 +87,24 @@ def _indexed(root: str, shards: Sequence[Path]) -> tuple[list[ImageFile], np.nda
     files: list[ImageFile] = []
     labels: list[int] = []
     for shard in shards:
-        for sample, members in _samples(shard).items():
-            image = next((members[ending] for ending in IMAGES if ending in members), None)
-            if image is None or "cls" not in members:
-                lacks = "image" if image is None else "label, .cls"
-                raise ValueError(f"sample {sample} in {shard} has no {lacks}, only {', '.join(sorted(members))}")
-            files.append(image)
-            labels.append(_label(members["cls"]))
+        with shard.open("rb") as tar:  # once for all its labels: on a network's disk each opening costs
+            for sample, members in _samples(shard, tar).items():
+                image = next((members[ending] for ending in IMAGES if ending in members), None)
+                if image is None or "cls" not in members:
+                    lacks = "image" if image is None else "label, .cls"
+                    raise ValueError(f"sample {sample} in {shard} has no {lacks}, only {', '.join(sorted(members))}")
+                files.append(image)
+                labels.append(_label(members["cls"], tar))
     if not files:
         raise ValueError(f"no samples in {len(shards)} shard(s) of {root!r}, the first is {shards[0]}")
     return files, np.array(labels, dtype=np.int64)
 
 
-def _samples(shard: Path) -> dict[str, dict[str, ImageFile]]:
+def _samples(shard: Path, opened: io.BufferedReader) -> dict[str, dict[str, ImageFile]]:
     """Of each sample the files by their endings, which begin at the first dot of the name."""
     found: dict[str, dict[str, ImageFile]] = {}
     try:
-        with tarfile.open(shard, "r:") as tar:
+        with tarfile.open(fileobj=opened, mode="r:") as tar:
             for member in tar:
                 if member.isfile():
                     folder, _, name = member.name.rpartition("/")
@@ -114,10 +116,9 @@ def _samples(shard: Path) -> dict[str, dict[str, ImageFile]]:
     return found
 
 
-def _label(file: ImageFile) -> int:
-    with open(file.path, "rb") as shard:
-        shard.seek(file.offset)
-        text = shard.read(file.size)
+def _label(file: ImageFile, shard: io.BufferedReader) -> int:
+    shard.seek(file.offset)
+    text = shard.read(file.size)
     if not text.strip().isdigit():
         raise ValueError(f"the label {file} is {text[:20]!r}; it must be a number from 0 up")
     return int(text)

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from distill.data.cifar_files import read_split
 from distill.data.config import DataConfig
 from distill.data.digits import held_out
 from distill.data.files import ArrayImage, FileSplit, ImageFile, StoredImage
+from distill.data.locks import alone_in
 from distill.data.torchvision_names import TorchvisionSet, torchvision_set
 
 
@@ -52,7 +53,7 @@ def _open(config: DataConfig, found: TorchvisionSet, split: str | None) -> FileS
     )
     cifar = found.cls in ("CIFAR10", "CIFAR100")
     if config.download:
-        with _first_of_this_machine():
+        with _first_of_this_machine(root):
             try:
                 root.mkdir(parents=True, exist_ok=True)
                 if cifar:  # its constructor would unpickle: `download` needs no more than the folder
@@ -111,12 +112,13 @@ def _arrays(images: np.ndarray, path: str) -> list[ArrayImage]:
 
 
 @contextmanager
-def _first_of_this_machine() -> Iterator[None]:
-    """With several processes one of each machine downloads, then the others find what it left."""
+def _first_of_this_machine(root: Path) -> Iterator[None]:
+    """With several processes one of each machine downloads, one machine after the other, then the others find it."""
     distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
     first = os.environ.get("LOCAL_RANK", "0") == "0"
     if distributed and not first:
         torch.distributed.barrier()
-    yield
+    with alone_in(root) if first else nullcontext():
+        yield
     if distributed and first:
         torch.distributed.barrier()

@@ -13,6 +13,7 @@ from accelerate import Accelerator
 from PIL import Image
 from toy_runs import forget_accelerate
 
+from distill import cli
 from distill.data import DataConfig, Preprocessing, load_data, train_loader
 from distill.interruption import INTERRUPTION, Preempted
 
@@ -49,6 +50,24 @@ def test_all_processes_leave_where_one_was_asked():
     assert raised.value.message == "asked to stop (SIGTERM) in a test"
     with INTERRUPTION.listening():  # another run's affair
         INTERRUPTION.leave_if_asked(accelerator, "a test")
+
+
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_the_main_process_says_where_it_is_asked_to_that_it_was_stopped(tmp_path, monkeypatch, capsys, rank):
+    def main():
+        raise Preempted("asked to stop (SIGTERM) in a test")
+
+    monkeypatch.setenv("RANK", rank)
+    monkeypatch.setenv("SPIKESWAP_STOPPED", str(tmp_path / "note"))
+    with pytest.raises(Preempted):
+        cli.run(main)
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["asked to stop (SIGTERM) in a test\n"] * (rank == "0")
+
+
+def test_a_note_that_cannot_be_left_is_a_warning(tmp_path, monkeypatch, caplog):
+    monkeypatch.setenv("SPIKESWAP_STOPPED", str(tmp_path / "nowhere" / "note"))
+    Preempted("asked to stop").tell()
+    assert "nowhere/note cannot be written (No such file or directory): start the run again by hand" in caplog.text
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux tells a process that its parent has ended")

@@ -1,17 +1,23 @@
-"""A loader process that is killed in the middle of a run: one line says so, and the run can be resumed."""
+"""Loader processes that are killed in the middle of a run, or are there when it fails: in both cases it ends."""
 
-import multiprocessing
+import atexit
+import importlib
+import multiprocessing.util
 import os
 import signal
+import sys
 import time
+import traceback
 
 import pytest
 import torch
 from PIL import Image
+from torch.utils.data import DataLoader
 from toy_runs import TEACHER, metrics_of, start
 
 from distill import DataConfig, RunConfig, TeacherConfig, TrainConfig, cli, loop
 from distill.config import TeacherTrainingConfig
+from distill.data import loaders
 from distill.teacher_training import run
 
 
@@ -49,3 +55,40 @@ def test_a_killed_loader_process_ends_the_run_with_one_line_and_it_goes_on(tmp_p
     assert f"a process that loads images died (pid {killed[0]}), most likely because" in line and "data.workers" in line
     run(config, start(config, True), True)
     assert [entry["epoch"] for entry in metrics_of(tmp_path / "r")] == [1, 2]
+
+
+def test_a_run_that_fails_ends_though_its_traceback_holds_loader_processes(tmp_path):
+    def main():
+        init = loaders._stay_until_told
+        batches = iter(DataLoader(list(range(64)), 4, num_workers=2, persistent_workers=True, worker_init_fn=init))
+        next(batches)
+        raise RuntimeError("CUDA out of memory, as it were")
+
+    said = tmp_path / "said.txt"
+    if (child := os.fork()) == 0:  # Python's end of a program, without the seconds in which one imports torch
+        try:
+            sys.stderr = said.open("w", buffering=1)
+            sys.unraisablehook = sys.__unraisablehook__  # no more pytest's
+            atexit._clear()
+            atexit.register(multiprocessing.util._exit_function)
+            atexit.register(time.sleep, 0.1)  # torch's hooks are in between, when the signal of their death comes
+            importlib.reload(loaders)
+            cli.run(main)
+        except RuntimeError as error:
+            sys.last_exc = error  # as Python keeps it
+            traceback.print_exc()
+            atexit._run_exitfuncs()
+        finally:
+            os._exit(1)
+    for _ in range(200):
+        ended, status = os.waitpid(child, os.WNOHANG)
+        if ended:
+            break
+        time.sleep(0.1)
+    else:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    text = said.read_text()
+    assert ended, f"it waits for its loaders: {text}"
+    assert os.waitstatus_to_exitcode(status) == 1
+    assert text.startswith("Traceback") and text.endswith("RuntimeError: CUDA out of memory, as it were\n")

@@ -15,6 +15,7 @@ import pytest
 import torch
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
+from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from accelerate.utils import DistributedType
 from toy_runs import equal, metrics_of, timeless, weights_of
 
@@ -74,7 +75,9 @@ def test_accelerate_reads_each_launch_file(name, kind, machines, processes):
     found = load_config_from_file(str(LAUNCH_FILES / f"{name}.yaml"))
     assert (found.distributed_type, found.num_machines, found.num_processes) == (kind, machines, processes)
     assert found.use_cpu == (name == "cpu") and found.mixed_precision is None  # numbers are the recipe's to set
-    assert found.rdzv_backend == ("c10d" if machines > 1 else "static")
+    arguments = launch_command_parser().parse_args(["--config_file", str(LAUNCH_FILES / f"{name}.yaml"), "script.py"])
+    started = _validate_launch_command(arguments)[0]  # of which the file fills what has no default
+    assert started.rdzv_backend == found.rdzv_backend == "static"  # machines meet at the one of rank 0
 
 
 def test_each_launch_file_says_what_it_is_for():
@@ -87,10 +90,6 @@ def test_each_launch_file_says_what_it_is_for():
         assert re.match(r"# [A-Z].+\.$", lines[0]), file
         if file.suffix == ".yaml":
             assert not lines[1].startswith("#") and yaml.safe_load(file.read_text())
-
-
-def test_the_shell_reads_the_slurm_script():
-    assert subprocess.run(["bash", "-n", LAUNCH_FILES / "slurm.sh"], capture_output=True).returncode == 0
 
 
 # -- one process and two with the same images in each step -----------------------------------------------
@@ -193,7 +192,7 @@ def test_when_one_fails_all_end_and_it_alone_says_why(done):
 
 @pytest.fixture(scope="module")
 def two_machines(tmp_path_factory):
-    """The folder of two launchers, and what each of them said: that of the main process first."""
+    """The folder of two launchers, and what each of them said."""
     folder, port = tmp_path_factory.mktemp("machines"), free_port()
     launchers = []
     for machine in range(2):
@@ -207,7 +206,7 @@ def two_machines(tmp_path_factory):
     said = [launcher.communicate(timeout=300) for launcher in launchers]
     assert [launcher.returncode for launcher in launchers] == [0, 0], said
     assert [out for out, _ in said] == ["", ""]
-    return folder, sorted((text for _, text in said), key=lambda text: "top-1 (%)" not in text)
+    return folder, [text for _, text in said]
 
 
 def test_two_machines_leave_one_run(two_machines):
@@ -239,8 +238,14 @@ def test_a_launcher_ends_all_processes_when_one_fails(tmp_path):
     assert "Connection closed" not in ended.stderr  # what gloo says of it on the other process
 
 
+SLURM_SCRIPT = ["bash", "configs/accelerate/slurm.sh", "scripts/distill.py"]
 SLURM = {
-    "scontrol": 'if [ "$1" = requeue ]; then echo "$2" >>requeued; else echo 127.0.0.1; echo 127.0.0.1; fi\n',
+    "scontrol": """case "$1 $2" in
+    "show job") echo "   JobState=${STATE:-RUNNING} Reason=None Dependency=(null)" ;;
+    "show hostnames") echo 127.0.0.1; echo 127.0.0.1 ;;
+    requeue*) echo "$2" >>requeued ;;
+esac
+""",
     # starts the command as two tasks of two machines; a task that fails ends the step
     "srun": """shift
 pids=
@@ -259,37 +264,79 @@ exit $status
 """Stand-ins for SLURM's commands, on one machine."""
 
 
-@pytest.mark.slow
-def test_a_slurm_job_that_is_pre_empted_is_queued_again_and_goes_on(tmp_path):
-    tools = tmp_path / "bin"
+def slurm_job(folder, **commands):
+    """The environment of a job of two machines in a folder, where other stand-ins may take the place of some."""
+    tools = folder / "bin"
     tools.mkdir()
-    for name, text in SLURM.items():
+    for name, text in (SLURM | commands).items():
         (tools / name).write_text("#!/bin/bash\n" + text)
         (tools / name).chmod(0o755)
-    for name in ("configs", "scripts", "distill", "models"):
+    (folder / "configs").symlink_to(ROOT / "configs")
+    job = dict(SLURM_NNODES="2", SLURM_GPUS_ON_NODE="1", SLURM_JOB_NODELIST="here[0-1]", SLURM_JOB_ID="7")
+    return environment(**job, PATH=f"{tools}:{os.environ['PATH']}", PYTHON=sys.executable)
+
+
+def test_the_launchers_of_a_slurm_job_have_all_cores_of_their_machines(tmp_path):
+    job = slurm_job(tmp_path, srun="echo cores=$SRUN_CPUS_PER_TASK\n")
+    for cores in ("64", ""):
+        found = subprocess.check_output(SLURM_SCRIPT, cwd=tmp_path, env=job | {"SLURM_CPUS_PER_TASK": cores}, text=True)
+        assert found == f"cores={cores}\n"
+
+
+@pytest.mark.parametrize(
+    ("step", "state", "queued"),
+    [
+        ('echo asked to stop >"$SPIKESWAP_STOPPED"; exit 1', "RUNNING", True),  # a pre-emption that leaves time
+        ('echo asked to stop >"$SPIKESWAP_STOPPED"; exit 1', "COMPLETING", False),  # cancelled
+        ("kill -USR1 $PPID; exit 1", "RUNNING", True),  # out of time, and nothing of the run any more
+        ("kill -TERM $PPID; exit 1", "COMPLETING", False),
+        ("kill -USR1 $PPID; sleep 0.5; exit 0", "RUNNING", False),  # it was about to end
+        ("exit 1", "RUNNING", False),  # it has failed
+    ],
+)
+def test_a_slurm_job_is_queued_again_if_it_was_asked_to_stop_and_not_cancelled(tmp_path, step, state, queued):
+    job = slurm_job(tmp_path, srun=f"test ! -s $SPIKESWAP_STOPPED || exit 2\n{step}\n", scancel="")
+    (tmp_path / ".stopped-7").write_text("of the job's start before this one")
+    ended = subprocess.run(SLURM_SCRIPT, cwd=tmp_path, env=job | {"STATE": state}, timeout=60)
+    assert (ended.returncode == 0) == step.endswith("0")
+    assert (tmp_path / "requeued").exists() == queued
+    assert not (tmp_path / ".stopped-7").exists()
+
+
+@pytest.mark.slow
+def test_a_slurm_job_that_is_pre_empted_is_queued_again_and_goes_on(tmp_path):
+    job = slurm_job(tmp_path)
+    for name in ("scripts", "distill", "models"):
         (tmp_path / name).symlink_to(ROOT / name)
-    job = dict(SLURM_NNODES="2", SLURM_GPUS_ON_NODE="1", SLURM_JOB_NODELIST="here[0-1]")
-    paths = dict(PATH=f"{tools}:{os.environ['PATH']}", PYTHON=sys.executable)
-    script = ["bash", "configs/accelerate/slurm.sh", "scripts/distill.py", *TINY, "--run.dir", "run"]
-    script += ["--train.epochs", "25"]
+    script = [*SLURM_SCRIPT, *TINY, "--run.dir", "run", "--train.epochs", "25"]
     start = free_port() % 9000
 
     def submit(number, **more):
-        env = environment(**job, **paths, SLURM_JOB_ID=str(start + number), **more)
-        return subprocess.Popen(script, cwd=tmp_path, env=env)
+        return subprocess.Popen(script, cwd=tmp_path, env=job | {"SLURM_JOB_ID": str(start + number)} | more)
 
-    first = submit(0)
     metrics = tmp_path / "run" / "metrics.jsonl"
-    while first.poll() is None and not (metrics.exists() and len(metrics.read_text().splitlines()) > 2):
-        time.sleep(0.1)
-    first.send_signal(signal.SIGUSR1)
+    lines = lambda: len(metrics.read_text().splitlines()) if metrics.exists() else 0  # noqa: E731
     said = lambda number: "".join((tmp_path / f"task{task}.{start + number}").read_text() for task in (0, 1))  # noqa: E731
-    assert first.wait(timeout=120) == 1, said(0)
-    assert (tmp_path / "requeued").read_text().split() == [str(start)]
-    assert said(0).count("asked to stop (SIGTERM)") == 1 and not (tmp_path / "run" / "summary.json").exists()
-    before = len(metrics.read_text().splitlines())
-    assert submit(1, SLURM_RESTART_COUNT="1").wait(timeout=300) == 0, said(1)
-    assert "resuming the run in run" in said(1)
+    kept = []
+    for number, asked in enumerate((lambda job: job.send_signal(signal.SIGUSR1), lambda job: ask_launchers(tmp_path))):
+        running = submit(number, **({"SLURM_RESTART_COUNT": "1"} if number else {}))
+        before = lines()
+        while running.poll() is None and lines() < before + 3:
+            time.sleep(0.1)
+        asked(running)
+        assert running.wait(timeout=120) == 1, said(number)
+        assert (tmp_path / "requeued").read_text().split()[number:] == [str(start + number)]
+        assert said(number).count("asked to stop (SIGTERM)") == 1
+        assert not (tmp_path / "run" / "summary.json").exists()
+        kept.append(lines())
+    assert submit(2, SLURM_RESTART_COUNT="2").wait(timeout=300) == 0, said(2)
+    assert "resuming the run in run" in said(1) and "resuming the run in run" in said(2)
     epochs = [line["epoch"] for line in metrics_of(tmp_path / "run")]
-    assert epochs == [1, *range(1, 26)] and 2 < before < 26
-    assert (tmp_path / "run" / "summary.json").exists() and (tmp_path / "requeued").read_text().split() == [str(start)]
+    assert epochs == [1, *range(1, 26)] and 2 < kept[0] < kept[1] < 26
+    assert (tmp_path / "run" / "summary.json").exists() and len((tmp_path / "requeued").read_text().split()) == 2
+
+
+def ask_launchers(folder):
+    """As SLURM does when a pre-emption leaves time."""
+    for launcher in (folder / "launchers").read_text().split():
+        os.kill(int(launcher), signal.SIGTERM)

@@ -1,6 +1,7 @@
 """What is set up before a run."""
 
 import random
+from datetime import timedelta
 
 import numpy as np
 import pytest
@@ -59,6 +60,10 @@ def test_the_scheduler_is_not_stepped_behind_the_loops_back(tmp_path):
 def test_mixed_precision_is_that_of_the_configuration(tmp_path):
     assert start(tiny(tmp_path / "a", run=dict(mixed_precision="bf16"))).accelerator.mixed_precision == "bf16"
     assert start(tiny(tmp_path / "b")).accelerator.mixed_precision == "no"
+
+
+def test_processes_wait_for_one_that_downloads_or_prepares_data(tmp_path):
+    assert start(tiny(tmp_path / "r")).accelerator.init_handler.timeout >= timedelta(hours=1)
 
 
 def test_a_refused_resume_is_refused_by_the_session(tmp_path):

@@ -28,6 +28,7 @@ from pages import PAGES, README, ROOT, Block, blocks
 from benchmarks.study import __main__ as study
 from benchmarks.study import timing
 from distill import cli
+from distill.config import DistillConfig, SnnTrainingConfig
 
 SHORT = [
     *("--data.max_train_samples", "64", "--data.max_eval_samples", "30"),
@@ -274,6 +275,23 @@ def test_what_is_not_run_has_a_reason_and_options_that_exist(page, scratch, monk
             assert block.language == "bash" and len(block.reason.split()) >= 2
             for command in commands(block):
                 check_command(command, monkeypatch)
+
+
+def test_several_processes_take_steps_of_the_size_that_a_recipe_means():
+    meant = {"configs/cifar10_resnet18.yaml": 128, "configs/snn_imagenet.yaml": 512}
+    found = []
+    for command in [words for block in blocks(ROOT / "docs/how-to/multi_gpu.md") for words in commands(block)]:
+        (program, *words), script, options = script_of(command)
+        if program != "accelerate" or "--config" not in options:
+            continue
+        launcher = launch_command_parser().parse_args([*words[1:], f"scripts/{script}"])
+        processes = launcher.num_processes or load_config_from_file(launcher.config_file).num_processes
+        config = cli.parse(DistillConfig if script == "distill.py" else SnnTrainingConfig, options).config
+        trainings = [getattr(config, name, config.train) for name in ("train", "teacher_train")]
+        images = meant[options[options.index("--config") + 1]]
+        assert [train.batch_size * train.accumulate * processes for train in trainings] == [images] * 2, command
+        found.append(processes)
+    assert found == [8, 4, 1, 16]
 
 
 def test_the_first_two_blocks_of_the_readme_are_its_two_commands():

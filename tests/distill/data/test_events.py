@@ -11,10 +11,11 @@ import pytest
 import torch
 from toy_events import CIFAR10, add, aedat2, aedat3, frames_of, nmnist_tar, random_events, striped_tar
 
-from distill.data import DataConfig, Preprocessing, eval_loader, load_data, train_loader
+from distill.data import DataConfig, Preprocessing, eval_loader, event_files, load_data, train_loader
 from distill.data.event_files import SETS
 from distill.data.event_frames import summed
 from distill.data.events import leading
+from distill.data.locks import LOCK, alone_in
 
 DATA = Path(__file__).parents[3] / os.environ.get("DISTILL_DATA", "../shared/data")
 SAMPLE = DATA / "nmnist_sample.tar"
@@ -229,6 +230,7 @@ def test_the_root_may_be_a_folder_which_then_holds_the_frames(digits, tmp_path):
     assert {path.name for path in root.iterdir()} == {
         "Train",
         "Test",
+        LOCK,
         "events_np",
         f"frames_number_{T}_split_by_number",
     }
@@ -261,8 +263,31 @@ def test_an_interrupted_preparation_leaves_nothing_half_done(digits, tmp_path, m
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(reader, "create_raw_from_extracted", staticmethod(stop))
         opened(tar, tmp_path)
-    assert [path for path in tmp_path.rglob("*") if path.name != next(tmp_path.iterdir()).name] == []
+    (folder,) = tmp_path.iterdir()
+    assert [path.name for path in folder.rglob("*")] == [LOCK]
     assert equal(opened(tar, tmp_path).train[0][0], frames_of(recordings["Train/0/00002"], T, 34))
+
+
+def test_machines_that_share_a_folder_prepare_it_in_turns(digits, tmp_path, monkeypatch):
+    class SecondMachine:
+        """Of two machines it is the slower one: what it waited for is there."""
+
+        def __init__(self, folder):
+            monkeypatch.setattr(event_files, "alone_in", alone_in)
+            opened(digits[0], tmp_path)  # the other machine
+
+        def __enter__(self):
+            monkeypatch.setattr(event_files, "_unpack", None)  # nothing is made again
+            monkeypatch.setattr(event_files, "_move", None)
+
+        def __exit__(self, *error):
+            pass
+
+    monkeypatch.setattr(event_files, "alone_in", SecondMachine)
+    assert len(opened(digits[0], tmp_path).train) == 3
+    (folder,) = tmp_path.iterdir()
+    kept = sorted(path.name for path in folder.iterdir())
+    assert kept == [LOCK, "events_np", f"frames_number_{T}_split_by_number"]
 
 
 @pytest.mark.parametrize("name", ["../escaped.bin", "/escaped.bin/../../up.bin", "nmnist/Train/../../../escaped.bin"])
@@ -273,7 +298,7 @@ def test_a_tar_whose_names_leave_the_folder_is_refused(tmp_path, name):
         add(tar, name, b"12345")
     with pytest.raises(ValueError, match=r"root: .*evil\.tar is not safe to unpack"):
         opened(evil, tmp_path / "deep" / "cache")
-    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [evil]
+    assert [path for path in tmp_path.rglob("*") if path.is_file() and path.name != LOCK] == [evil]
 
 
 def test_a_tar_whose_links_leave_the_folder_is_refused(tmp_path):

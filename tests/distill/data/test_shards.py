@@ -2,6 +2,7 @@ import io
 import json
 import sys
 import tarfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -70,6 +71,20 @@ def test_samples_of_all_shards_are_there_in_order_with_their_labels(root, in_mem
     assert whole(splits.train) == [(i, i % 3) for i in range(11)]
     assert whole(splits.eval) == [(i, i % 3) for i in range(11, 17)]
     assert splits.classes == ("0", "1", "2")
+
+
+def test_each_shard_is_opened_once_for_its_headers_and_labels(root, monkeypatch):
+    opened = []
+    real = io.open
+
+    def count(path, *args, **kwargs):
+        opened.append(Path(path).name)
+        return real(path, *args, **kwargs)
+
+    for place in ("io.open", "builtins.open", "tarfile.bltn_open"):
+        monkeypatch.setattr(place, count)
+    load(root, in_memory=False)
+    assert opened == sorted(path.name for path in root.glob("*.tar"))
 
 
 def test_patterns_and_info_files_choose_shards(root):

@@ -8,6 +8,7 @@ import os
 import pickle
 import struct
 import urllib.error
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -351,3 +352,24 @@ def test_a_download_of_what_is_there_reads_it(tmp_path, monkeypatch):
     write_cifar(tmp_path, monkeypatch, cls, counts)
     splits = load_data(DataConfig(name="cifar10", root=str(tmp_path), download=True), preprocessing(32))
     assert (len(splits.train), len(splits.eval)) == (40, 10)
+
+
+def test_machines_that_share_a_folder_download_in_turns(tmp_path, monkeypatch):
+    cls, counts = CIFARS["cifar10"]
+    write_cifar(tmp_path, monkeypatch, cls, counts)
+    order = []
+
+    @contextmanager
+    def alone_in(folder):
+        order.append(f"waits for {folder.name}")
+        yield
+        order.append("done")
+
+    monkeypatch.setattr("distill.data.torchvision_sets.alone_in", alone_in)
+    monkeypatch.setattr(cls, "download", lambda self: order.append("downloads"))
+    config = DataConfig(name="cifar10", root=str(tmp_path), download=True)
+    load_data(config, preprocessing(32))
+    assert order == [f"waits for {tmp_path.name}", "downloads", "done"] * 2  # for each split
+    monkeypatch.setenv("LOCAL_RANK", "1")  # the first of the machine has done it
+    load_data(config, preprocessing(32))
+    assert order[6:] == ["downloads"] * 2
