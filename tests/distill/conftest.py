@@ -4,6 +4,7 @@ import logging
 
 import pytest
 import torch
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 from toy_runs import forget_accelerate
 
 from distill import results
@@ -43,3 +44,14 @@ def _leave_the_process_as_it_was():
     root.setLevel(level)
     torch.set_num_threads(threads)
     torch.backends.cudnn.deterministic = deterministic
+
+
+@pytest.fixture
+def learning_rates():
+    """Of each optimizer step that is taken."""
+    rates = []
+    handle = register_optimizer_step_pre_hook(
+        lambda optimizer, args, kwargs: rates.append(optimizer.param_groups[0]["lr"])
+    )
+    yield rates
+    handle.remove()

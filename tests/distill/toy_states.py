@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 from process_program import note, rank
-from test_loop import Cut, Stopped, config_of, cross_entropy, linear, shuffled
 from torch import nn
 from toy_runs import start, tiny
+from toy_training import Cut, Stopped, config_of, cross_entropy, linear, shuffled
 
 from distill import loop
 from distill.backward import Losses, once
