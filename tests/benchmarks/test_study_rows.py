@@ -1,0 +1,68 @@
+"""What the rows of the study run."""
+
+import dataclasses
+import itertools
+
+import pytest
+from toy_study import config_of
+
+from benchmarks.study import ablations
+from benchmarks.study.ablations import ABLATION_ROWS, ABLATIONS, ALL_ROWS
+from benchmarks.study.rows import BEST, HYBRIDS, ROWS, changed
+from benchmarks.study.running import command
+from distill.schedules import stages_of
+
+
+@pytest.mark.parametrize("name, scale", [(name, "short") for name in ALL_ROWS] + [(name, "full") for name in ROWS])
+def test_every_rows_command_line_is_understood(name, scale, place):
+    row, place = ALL_ROWS[name], dataclasses.replace(place, scale=scale)
+    words = command(place, row, 3, place.folder(name, 3))
+    start = words.index("--config")
+    assert words[:start] == (
+        ["-m", "benchmarks.study.conversion"] if row.script == "convert" else [f"scripts/{row.script}.py"]
+    )
+    config = config_of(name, place, 3)
+    ann = config.ann if row.script == "train_snn" else config.teacher
+    assert ann.weights == (str(place.teacher) if row.teacher else None)
+    assert ann.kwargs == {"channels": [32, 64, 128, 256]} and config.run.seed == 3 and config.run.threads == 1
+    epochs, images = {"short": (3, 10240), "full": (6, None)}[scale]
+    assert config.train.epochs == epochs and config.data.max_train_samples == images and config.data.hflip == 0.5
+    if row.script == "distill" and isinstance(config.taps, list):
+        assert sum(stage.epochs for stage in stages_of(config.schedule, config.taps, epochs)) == epochs
+
+
+@pytest.mark.parametrize("name", ["scratch", "bptt", "tet", "ann", "joint_sew"])
+def test_fresh_weights_take_large_steps_and_learn_their_statistics(name, place):
+    config = config_of(name, place)
+    assert config.train.lr == 0.03 and not config.train.freeze_norms
+    assert config_of(name, dataclasses.replace(place, scale="full")).train.lr == 0.1
+
+
+@pytest.mark.parametrize("name", ["teacher_weights", "kd", *HYBRIDS, f"{BEST}_t8"])
+def test_twins_start_calibrated_and_take_small_steps(name, place):
+    config = config_of(name, place)
+    assert config.student.init == "calibrated" and config.train.freeze_norms and config.train.lr == 0.001
+    assert config.student.neuron.leak == 0.5 and not config.student.neuron.detach_reset
+    assert name in ("teacher_weights", "kd") or config.init.adapters == "regression"
+
+
+def test_the_remedies_lead_from_the_first_setting_to_the_default():
+    names = ablations.ABLATIONS["remedies"].rows("remedies")
+    changed = [
+        {key for key, value in ALL_ROWS[name].arguments.items() if ROWS["joint"].arguments.get(key) != value}
+        for name in names
+    ]
+    assert changed[0] == {*ablations._FIRST} and changed[-1] == {"train.lr", "train.freeze_norms"}
+    assert all(later < earlier for earlier, later in itertools.pairwise(changed[:2] + changed[3:]))
+    assert not any("remedies" in name for name in ablations.ablation_rows("full"))
+    assert {*ablations.ablation_rows("short")} == ABLATION_ROWS.keys()
+
+
+def test_rows_derived_from_the_best_differ_in_what_they_say():
+    assert ROWS[f"{BEST}_t8"].arguments == ROWS[BEST].arguments | {"student.timesteps": "8"}
+    assert [row.seeds for row in (ROWS[f"{BEST}_t8"], ROWS["kd"], ROWS["bptt"])] == [1, 3, 1]
+    blocks = changed(ROWS["progressive"], "", "", {"taps": "blocks"})
+    assert blocks.arguments["taps"] == "blocks" and blocks.at_scale == {"short": {"schedule.epochs": "[1, 2]"}}
+    assert ABLATION_ROWS["scratch-gradient_scale-1_over_T"].script == "train_snn"
+    for group, ablation in ABLATIONS.items():
+        assert list(ablation.rows(group).values()) == list(ablation.changes)
