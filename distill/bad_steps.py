@@ -25,7 +25,7 @@ SHOWN_IMAGES = 64
 
 
 class BadSteps:
-    """Of one training; steps are counted from 0. Every process calls what is here.
+    """Of one training; steps are counted from 0. Every process calls `not_finite` and `overflowed`.
 
     Args:
         stage: names the training: "teacher", "student", ...
@@ -74,7 +74,8 @@ class BadSteps:
     def overflowed(self, step: int, progress: Progress) -> None:
         """Says so where the scaler begins to look for a scale; ends the training where there is none.
 
-        No checkpoint is written then: with its scale a run that goes on would lose its gradients at the other end.
+        No checkpoint is written then, nor, but at an epoch's end, on the way there: with its scale a run that goes on
+        would lose its gradients at the other end.
 
         Raises:
             NonFiniteLossError: after more than `MOST_OVERFLOWS` in a row.
@@ -102,7 +103,7 @@ class BadSteps:
         )
 
     def _where(self, step: int, progress: Progress) -> str:
-        """And what its loss was, for people."""
+        """Where the step was, and what its loss, for people."""
         return f"in step {step + 1} (epoch {progress.epochs + 1}) of the {self._stage} ({self._guard.parts()})"
 
     def _images(self, step: int, progress: Progress) -> str:

@@ -77,8 +77,8 @@ class Checkpoints:
         everywhere: Callable[[BaseException | None], None],
         is_main: bool,
         facts: dict[str, Any],
-        aside: str = UNFINISHED,
-        needed: Sequence[str] = (),
+        aside: str,
+        needed: Sequence[str],
     ) -> None:
         """Saves the state; every process calls it.
 

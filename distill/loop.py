@@ -289,7 +289,9 @@ class _Fit:
         due, asked = self.agreement.any_of(due, INTERRUPTION.asked)
         if asked:
             self._stop()
-        if due:
+        if (
+            due and not self.progress.overflowed_in_a_row
+        ):  # the scaler looks for a scale: a run would go on with a bad one
             self._save(None)
 
     def _evaluation(self) -> Mapping[str, float]:

@@ -60,7 +60,7 @@ class Progress:
     """Steps of the epoch that runs whose loss or gradient was no number."""
     skipped_in_a_row: int = 0
     overflowed_in_a_row: int = 0
-    """Those whose loss was one, which the scaler of float16's gradients has skipped."""
+    """Skipped by the scaler of float16's gradients, though their loss was a number."""
     averaged: int = 0
     """Steps that the average of the weights has seen."""
     losses: Means = field(default_factory=Means)

@@ -126,7 +126,7 @@ class InitConfig:
     """Training images on which the network is calibrated and adapters start, at least 1."""
     percentile: float | None = None
     """calibrated: the percentile of a layer's activations that a neuron firing in each step stands for, in (0, 100];
-    None: for each layer the one with which its rates represent the activations best."""
+    None: for each channel the one with which its rates represent the activations best, also above its largest."""
     adapters: Literal["random", "regression"] = "random"
     """random: adapters start from random weights; regression: from the linear regression of the teacher's features on
     the student's rates, on `calibration_images` images (of a progressive stage: when it begins)."""

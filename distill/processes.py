@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 from weakref import WeakKeyDictionary
 
@@ -18,6 +19,10 @@ if TYPE_CHECKING:  # a build of PyTorch without processes has no such name
     from torch.distributed import ProcessGroup
 
 Result = TypeVar("Result")
+
+PATIENCE = timedelta(hours=2)
+"""How long processes wait for each other: while one of them downloads, unpacks or prepares data. NCCL's own ten minutes
+would end the run meanwhile; a process that ends by itself is noticed by its launcher, and not by this."""
 
 _groups: WeakKeyDictionary[ProcessGroup, Any] = WeakKeyDictionary()
 """One for each group of all processes, made once: each holds sockets until the end."""
@@ -98,7 +103,7 @@ def _gloo_group() -> Any:
     world = dist.group.WORLD
     assert world is not None, "several processes have a group"
     if world not in _groups:
-        _groups[world] = dist.new_group(backend="gloo")
+        _groups[world] = dist.new_group(backend="gloo", timeout=PATIENCE)
     return _groups[world]
 
 

@@ -78,7 +78,7 @@ class SavedState:
         def write(path: Path) -> None:
             accelerator.save_state(str(path))
             values = progress.plain() | {SKIPPED: [] if self._images is None else list(self._images.skipped)}
-            (path / _own_files(accelerator.process_index)[0]).write_text(json.dumps(values))
+            (path / _progress_file(accelerator.process_index)).write_text(json.dumps(values))
             if self._average is not None and accelerator.is_main_process:
                 self._average.save(path / AVERAGE)
 
@@ -137,7 +137,7 @@ class SavedState:
                 f"the checkpoint {found.path} does not fit what is trained now: {error}. Another network or optimizer, "
                 "or weight decay from or to 0, cannot be continued: start a new run"
             ) from error
-        first, own = (found.path / _own_files(rank)[0] for rank in (0, accelerator.process_index))
+        first, own = (found.path / _progress_file(rank) for rank in (0, accelerator.process_index))
         of_first = Progress.of_plain(_progress_in(first)[0])
         # a process that was not there when it was written starts between two epochs, where nothing else counts
         progress = Progress.of_plain(_progress_in(own)[0]) if own.exists() else Progress(found.epochs)
@@ -209,9 +209,13 @@ class SavedState:
         return end
 
 
+def _progress_file(rank: int) -> str:
+    return f"progress_{rank}.json"
+
+
 def _own_files(rank: int) -> tuple[str, str]:
     """What each process keeps for itself: its progress, and what Accelerate writes of its random numbers."""
-    return f"progress_{rank}.json", f"random_states_{rank}.pkl"
+    return _progress_file(rank), f"random_states_{rank}.pkl"
 
 
 def recall_skipped(checkpoint: Path, images: ImageSet) -> None:

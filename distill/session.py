@@ -6,7 +6,6 @@ import logging
 import os
 import warnings
 from collections.abc import Sequence
-from datetime import timedelta
 from pathlib import Path
 
 import torch
@@ -16,13 +15,10 @@ from accelerate.tracking import get_available_trackers
 from accelerate.utils import InitProcessGroupKwargs, LoggerType, broadcast_object_list, set_seed
 
 from distill.config import RunConfig
+from distill.processes import PATIENCE
 from distill.runs import RunFolder, flatten, open_run, saving_of
 from distill.tracking import start_trackers
 from models import compile_kernels
-
-PATIENCE = timedelta(hours=2)
-"""How long processes wait for each other: while one of them downloads, unpacks or prepares data. NCCL's own ten minutes
-would end the run meanwhile; a process that ends by itself is noticed by its launcher, and not by this."""
 
 
 class Session:

@@ -87,10 +87,8 @@ class StepGuard:
             for kept, buffer in zip(self._before, self._buffers, strict=True):
                 buffer.copy_(kept)
         progress.skipped += 1
-        if overflowed:
-            progress.overflowed_in_a_row += 1
-        else:
-            progress.skipped_in_a_row += 1
+        progress.overflowed_in_a_row = progress.overflowed_in_a_row + 1 if overflowed else 0
+        progress.skipped_in_a_row = 0 if overflowed else progress.skipped_in_a_row + 1
         self._last = [parts for parts, *_ in self._pending]
         self._pending.clear()
 

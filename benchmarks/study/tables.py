@@ -274,8 +274,6 @@ def _ablation(group: str, ablation: Ablation, found: Mapping[str, list[Record]],
         for machine in dict.fromkeys(machine_of(r) for r in found.get(name, [])):
             each = [r for r in found[name] if machine_of(r) == machine]
             own: Any = mean([r["top1"] for r in each])
-            seeds = {r["seed"] for r in each}
-            base = mean([r["top1"] for r in found.get(ablation.base, []) if r["seed"] in seeds])
             body.append(
                 [
                     label,
@@ -283,7 +281,7 @@ def _ablation(group: str, ablation: Ablation, found: Mapping[str, list[Record]],
                     machines[machine],
                     str(len(each)),
                     own.text(),
-                    NONE if base is None else f"{own.value - base.value:+.2f}",
+                    _against(found.get(ablation.base, []), each),
                     _hybrids(each),
                     _mean(each, lambda r: r["firing_rate"], 1, 100),
                     NONE if reference is None else _mean(each, lambda r: r["compute_uj"], 1, 100 / reference),
@@ -295,6 +293,13 @@ def _ablation(group: str, ablation: Ablation, found: Mapping[str, list[Record]],
         *("compute (%)", "training (min)"),
     ]
     return rows_text(head, body, words=3)
+
+
+def _against(base: Sequence[Record], records: Sequence[Record]) -> str:
+    """By how many points a row is above the base, over the seeds that both have."""
+    seeds = {r["seed"] for r in base} & {r["seed"] for r in records}
+    ours, theirs = (mean([r["top1"] for r in each if r["seed"] in seeds]) for each in (records, base))
+    return NONE if ours is None or theirs is None else f"{ours.value - theirs.value:+.2f}"
 
 
 def _made_of(records: Sequence[Record]) -> str:

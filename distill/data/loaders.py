@@ -11,8 +11,10 @@ loader no longer reaches the sampler with several processes, and starts other wo
 import atexit
 import multiprocessing
 import os
+import re
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -205,11 +207,23 @@ def _end_loader_processes() -> None:
 
     `multiprocessing` ends them with SIGTERM, which they ignore, and then waits for them: for ever.
     """
-    left = [process for process in multiprocessing.active_children() if process.daemon]
+    left = [
+        process for process in multiprocessing.active_children() if process.daemon and _ignores_sigterm(process.pid)
+    ]
     if left and hasattr(signal, "SIGCHLD"):
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would raise that a process was killed
     for process in left:
         process.kill()
+
+
+def _ignores_sigterm(pid: int | None) -> bool:
+    """As loader processes do; pools and other daemons end by themselves. Linux only: elsewhere nobody says."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return False
+    found = re.search(r"^SigIgn:\s*([0-9a-f]+)", status, re.MULTILINE)
+    return found is not None and bool(int(found[1], 16) >> (signal.SIGTERM - 1) & 1)
 
 
 def _cpus() -> int:

@@ -28,9 +28,12 @@ def alone_in(folder: Path) -> Iterator[None]:
     """
     lock = None
     try:
-        with contextlib.suppress(OSError):  # nothing can be written there, by this process: the work itself says so
+        try:
             folder.mkdir(parents=True, exist_ok=True)
             lock = os.open(folder / LOCK, os.O_WRONLY | os.O_CREAT, 0o666)
+        except OSError as error:  # where nothing can be written by this process the work itself says so
+            if (folder / LOCK).exists():
+                _warn(folder, error)
         if lock is not None and fcntl is not None:
             _wait_for(lock, folder)
         yield
@@ -49,8 +52,12 @@ def _wait_for(lock: int, folder: Path) -> None:
             log.info("waiting for another process that is preparing data in %s", folder)
             fcntl.lockf(lock, fcntl.LOCK_EX)
     except OSError as error:
-        log.warning(
-            "warning: %s cannot be locked (%s): let one machine alone prepare the data, and start the others then",
-            folder,
-            error.strerror,
-        )
+        _warn(folder, error)
+
+
+def _warn(folder: Path, error: OSError) -> None:
+    log.warning(
+        "warning: %s cannot be locked (%s): let one machine alone prepare the data, and start the others then",
+        folder,
+        error.strerror,
+    )

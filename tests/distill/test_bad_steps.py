@@ -16,6 +16,7 @@ from toy_runs import metrics_of
 from toy_training import config_of, cross_entropy, data_of, linear, train
 
 from distill.checkpoints import Checkpoints
+from distill.runs import Saving
 from distill.steps import NonFiniteLossError
 
 
@@ -129,6 +130,9 @@ def test_gradients_that_no_scale_makes_numbers_end_the_training(tmp_path):
     data = TensorDataset(data_of(80).tensors[0].float(), data_of(80).tensors[1])
     loader = DataLoader(data, 1)
     with pytest.raises(NonFiniteLossError, match=r"in step 52 \(epoch 1\) of the .*, 51 times in a row") as e:
-        train(tmp_path, config_of(), linear().float(), Overflow(*range(1, 99)), loader=loader, scaler=scaler)
-    for part in ("images [51]", "no checkpoint was written before", "run.mixed_precision (bf16 or no)", "e-11"):
+        train(tmp_path, config_of(), linear().float(), Overflow(*range(1, 99)), loader=loader, scaler=scaler,
+              saving=Saving(steps=1))  # fmt: skip
+    (kept,) = (tmp_path / "checkpoints" / "student").iterdir()
+    assert kept.name == "epoch_0000_batch_00000001", "none with a scale that was brought down for nothing"
+    for part in ("images [51]", str(kept), "run.mixed_precision (bf16 or no)", "e-11"):
         assert part in str(e.value), part

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from distill.checkpoints import CheckpointError, Checkpoints, damage_of
+from distill.checkpoints import UNFINISHED, CheckpointError, Checkpoints, damage_of
 
 
 def alone(error):
@@ -22,6 +22,7 @@ def save(checkpoints, epochs, batches=0, write=None, score=None, is_main=True, *
     def state(path):
         (path / "state").write_text(f"{epochs}/{batches}")
 
+    options = {"aside": UNFINISHED, "needed": [], **options}
     checkpoints.save(epochs, batches, write or state, alone, is_main, {"score": score}, **options)
 
 
@@ -144,7 +145,7 @@ def test_an_error_of_another_process_is_this_ones_too(checkpoints):
 
     save(checkpoints, 1)
     with pytest.raises(CheckpointError, match="of rank 1"):
-        checkpoints.save(2, 0, lambda path: None, everywhere, True, {})
+        checkpoints.save(2, 0, lambda path: None, everywhere, True, {}, UNFINISHED, [])
     assert names(checkpoints) == ["epoch_0001"]
 
 

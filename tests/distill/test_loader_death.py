@@ -57,6 +57,15 @@ def test_a_killed_loader_process_ends_the_run_with_one_line_and_it_goes_on(tmp_p
     assert [entry["epoch"] for entry in metrics_of(tmp_path / "r")] == [1, 2]
 
 
+def test_daemons_that_end_by_themselves_are_left_alone_at_the_end():
+    assert not loaders._ignores_sigterm(os.getpid()) and not loaders._ignores_sigterm(None)
+    kept = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        assert loaders._ignores_sigterm(os.getpid())
+    finally:
+        signal.signal(signal.SIGTERM, kept)
+
+
 def test_a_run_that_fails_ends_though_its_traceback_holds_loader_processes(tmp_path):
     def main():
         init = loaders._stay_until_told
