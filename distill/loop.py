@@ -289,9 +289,10 @@ class _Fit:
         due, asked = self.agreement.any_of(due, INTERRUPTION.asked)
         if asked:
             self._stop()
-        if (
-            due and not self.progress.overflowed_in_a_row
-        ):  # the scaler looks for a scale: a run would go on with a bad one
+        overflows = (
+            self.progress.overflowed_in_a_row > 0
+        )  # while the scaler looks for a scale it has none to go on with
+        if due and not overflows:
             self._save(None)
 
     def _evaluation(self) -> Mapping[str, float]:

@@ -207,9 +207,7 @@ def _end_loader_processes() -> None:
 
     `multiprocessing` ends them with SIGTERM, which they ignore, and then waits for them: for ever.
     """
-    left = [
-        process for process in multiprocessing.active_children() if process.daemon and _ignores_sigterm(process.pid)
-    ]
+    left = [child for child in multiprocessing.active_children() if child.daemon and _ignores_sigterm(child.pid)]
     if left and hasattr(signal, "SIGCHLD"):
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would raise that a process was killed
     for process in left:
