@@ -154,7 +154,7 @@ def _main_table(records: Sequence[Record], machines: Mapping[str, str]) -> str:
                 _mean(each, lambda r: r["wall_seconds"], 1, 1 / 60) + ("*" if _cut_off(each) else ""),
                 _mean(each, lambda r: r["images_per_second"], 1),
                 _mean(each, lambda r: r["peak_mb"], 0),
-                ", ".join(dict.fromkeys(r["commit"] for r in each)),
+                _commits(each),
             ]
         )
     text = rows_text(head, body, words=3)
@@ -170,6 +170,10 @@ def _mean(records: Sequence[Record], value: Callable[[Record], float | None], di
     if (over := mean([None if v is None else factor * v for v in found])) is None:
         return NONE
     return over.text(digits)
+
+
+def _commits(records: Sequence[Record]) -> str:
+    return ", ".join(dict.fromkeys(r["commit"] for r in records))
 
 
 def _hybrids(records: Sequence[Record]) -> str:
@@ -286,11 +290,12 @@ def _ablation(group: str, ablation: Ablation, found: Mapping[str, list[Record]],
                     _mean(each, lambda r: r["firing_rate"], 1, 100),
                     NONE if reference is None else _mean(each, lambda r: r["compute_uj"], 1, 100 / reference),
                     _mean(each, lambda r: r["train_seconds"], 1, 1 / 60),
+                    _commits(each),
                 ]
             )
     head = [
         *("setting", "name", "machine", "seeds", "top-1 (%)", "against the default", "hybrids (%)", "firing (%)"),
-        *("compute (%)", "training (min)"),
+        *("compute (%)", "training (min)", "commit"),
     ]
     return rows_text(head, body, words=3)
 

@@ -119,7 +119,7 @@ def test_a_resumed_run_keeps_its_batch(tmp_path):
     def fail_never(error):
         assert error is None
 
-    checkpoints.save(1, 0, lambda path: None, fail_never, True, dict(batch_size=4, accumulate=32))
+    checkpoints.save(1, 0, lambda path: None, fail_never, True, dict(batch_size=4, accumulate=32), "unfinished", [])
     found, _, seen = find(100, checkpoints=checkpoints)
     assert (found.batch_size, found.accumulate, seen) == (4, 32, [])
 
