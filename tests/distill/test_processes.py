@@ -209,6 +209,7 @@ def two_machines(tmp_path_factory):
     return folder, [text for _, text in said]
 
 
+@pytest.mark.slow
 def test_two_machines_leave_one_run(two_machines):
     folder, (main, _) = two_machines
     assert [path.name for path in folder.iterdir()] == ["run"]
@@ -221,6 +222,7 @@ def test_two_machines_leave_one_run(two_machines):
         assert accuracy * 30 / 100 == pytest.approx(round(accuracy * 30 / 100))
 
 
+@pytest.mark.slow
 def test_a_machine_without_the_main_process_shows_nothing(two_machines):
     _, (_, other) = two_machines
     assert [line for line in other.splitlines() if "torch/distributed" not in line] == []  # but for its launcher
