@@ -94,9 +94,7 @@ class Place:
         """What differs between a run's command line and the row, for people."""
         wanted = {**SCALES[self.scale].arguments, **ALL_ROWS[row].said(self.scale)}
         had = {name.removeprefix("--"): value for name, value in itertools.pairwise(words) if name.startswith("--")}
-        ours = {
-            name for name in had if name.partition(".")[0] not in ("run", "data", "teacher", "ann", "config", "resume")
-        }
+        ours = {name for name in had if name.partition(".")[0] not in ("run", "data", "teacher", "ann", "config")}
         return [
             f"{name} {had.get(name, 'not given')}, now {wanted.get(name, 'not given')}"
             for name in sorted(ours | wanted.keys())
