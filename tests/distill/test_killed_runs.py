@@ -14,7 +14,7 @@ HERE = Path(__file__).parent
 @pytest.mark.parametrize(
     ("schedule", "processes", "kills", "seed"),
     [
-        ("progressive", 1, 3, 0),
+        ("joint", 1, 2, 0),
         pytest.param("joint", 1, 8, 1, marks=pytest.mark.slow),
         pytest.param("progressive", 1, 12, 2, marks=pytest.mark.slow),
         pytest.param("stochastic", 1, 8, 3, marks=pytest.mark.slow),

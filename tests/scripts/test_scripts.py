@@ -50,10 +50,16 @@ def teacher_run(tmp_path_factory):
     return folder / "runs" / "mine", done
 
 
-def test_distillation_runs_from_nothing_to_a_student(tmp_path):
-    done = succeed(tmp_path, "distill.py", *DISTIL)
-    run = tmp_path / "runs" / "digits"  # what the default recipe says
-    assert [path.name for path in tmp_path.iterdir()] == ["runs"]
+@pytest.fixture(scope="module")
+def distilled(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("distilled")
+    done = succeed(folder, "distill.py", *DISTIL)
+    assert [path.name for path in folder.iterdir()] == ["runs"]
+    return folder / "runs" / "digits", done  # what the default recipe says
+
+
+def test_distillation_runs_from_nothing_to_a_student(distilled):
+    run, done = distilled
     summary = read(run / "summary.json")
     assert list(summary["hybrid_top1"]) == ["layer1", "layer2", "layer3"]
     assert list(summary["student_top1_by_timesteps"]) == ["1", "2", "4"]
@@ -173,16 +179,16 @@ def test_two_processes_train_in_every_schedule(teacher_run, schedule, tmp_path):
     assert again["hybrid_top1"] == summary["hybrid_top1"] and again["student_top1"] == summary["student_top1"]
 
 
-def test_what_a_run_leaves_can_be_evaluated(tmp_path):
-    succeed(tmp_path, "distill.py", *DISTIL)
-    summary = read(tmp_path / "runs" / "digits" / "summary.json")
+def test_what_a_run_leaves_can_be_evaluated(distilled, tmp_path):
+    run, _ = distilled
+    summary = read(run / "summary.json")
     data = ("--data.max_train_samples", "128", "--data.max_eval_samples", "50", "--threads", "1")
-    options = ("--model", "runs/digits/hybrids/layer2", "--timesteps", "[1]", "--out", "out.json")
+    options = ("--model", str(run / "hybrids" / "layer2"), "--timesteps", "[1]", "--out", "out.json")
     done = succeed(tmp_path, "evaluate.py", *options, *data)
     found, expected = read(tmp_path / "out.json")["top1_by_timesteps"], summary["hybrid_top1"]["layer2"]
     assert found["2"] == pytest.approx(expected, abs=2.01)  # rounding may flip a spike
     assert "top-1 (%)" in done.stderr and "Warning" not in done.stderr
-    wrong = call(tmp_path, "evaluate.py", "--model", "runs/digits")
+    wrong = call(tmp_path, "evaluate.py", "--model", str(run))
     assert wrong.returncode == 2 and "holds no saved network" in wrong.stderr and "Traceback" not in wrong.stderr
     missing = call(tmp_path, "evaluate.py")
     assert missing.returncode == 2 and "model" in missing.stderr and "Traceback" not in missing.stderr
