@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -34,12 +35,14 @@ def batch_that_fits(
     images: Tensor,
     config: TrainConfig,
     checkpoints: Checkpoints | None,
+    steps: Sequence[int] = (0,),
 ) -> TrainConfig:
     """The configuration with `batch_size` halved, and `accumulate` doubled, until a batch fits on every process.
 
     A forward and a backward pass are tried in the memory format of the training, with as much memory taken as optimizer
     and DDP will want (`RESERVE`). They leave nothing else behind: no gradient, no statistics, no random number. Batch
-    norms then see smaller batches. Where a run is resumed, the batch is that of its checkpoint.
+    norms then see smaller batches. Where a run is resumed, the batch is that of its checkpoint, unless a smaller one is
+    asked for now.
 
     Args:
         model: not prepared, on the device, in training mode.
@@ -47,6 +50,7 @@ def batch_that_fits(
         images: (B, C, H, W), or event frames (T, B, C, H, W), of the size that is trained on.
         config: unchanged where `find_batch_size` is false.
         checkpoints: of the stage, where it is resumed.
+        steps: whose passes are tried, where steps differ in what they run.
 
     Raises:
         RuntimeError: if not even two images fit, or the batch cannot be halved.
@@ -56,10 +60,12 @@ def batch_that_fits(
     found = None if checkpoints is None else checkpoints.newest(say=False)
     if checkpoints is not None and found is not None:
         facts = checkpoints.facts(found)
+        if config.batch_size < facts["batch_size"]:
+            return config
         return replace(config, batch_size=facts["batch_size"], accumulate=facts["accumulate"])
     if config.channels_last:
         model = model.to(memory_format=torch.channels_last)  # other kernels want other workspaces
-    size = _largest(accelerator, model, backward, images, config)
+    size = _largest(accelerator, model, backward, images, config, steps)
     size = Agreement(accelerator).smallest(size)
     if size < config.batch_size:
         log.info(
@@ -72,7 +78,12 @@ def batch_that_fits(
 
 
 def _largest(
-    accelerator: Accelerator, model: nn.Module, backward: Backward, images: Tensor, config: TrainConfig
+    accelerator: Accelerator,
+    model: nn.Module,
+    backward: Backward,
+    images: Tensor,
+    config: TrainConfig,
+    steps: Sequence[int],
 ) -> int:
     size = config.batch_size
 
@@ -86,7 +97,9 @@ def _largest(
     @find_executable_batch_size(starting_batch_size=size, reduce_batch_size_fn=halved)
     def attempt(batch_size: int) -> int:
         batch = _batch_of(images, batch_size)
-        _try(accelerator, model, backward, channels_last(batch) if config.channels_last else batch, batch_size)
+        batch = channels_last(batch) if config.channels_last else batch
+        for step in steps:
+            _try(accelerator, model, backward, batch, batch_size, step)
         return batch_size
 
     return attempt()
@@ -97,13 +110,16 @@ def _batch_of(images: Tensor, batch_size: int) -> Tensor:
     return images.index_select(axis, torch.arange(batch_size, device=images.device) % images.shape[axis])
 
 
-def _try(accelerator: Accelerator, model: nn.Module, backward: Backward, images: Tensor, batch_size: int) -> None:
+def _try(
+    accelerator: Accelerator, model: nn.Module, backward: Backward, images: Tensor, batch_size: int, step: int
+) -> None:
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     try:
         reserve = [torch.empty_like(parameter) for parameter in trained for _ in range(RESERVE)]
         with repeatable(images.device), alone(), accelerator.autocast():  # another process may try fewer batches
-            backward(accelerator, model, images, torch.zeros(batch_size, dtype=torch.long, device=images.device), 0)
+            labels = torch.zeros(batch_size, dtype=torch.long, device=images.device)
+            backward(accelerator, model, images, labels, step)
         del reserve
     finally:
         model.zero_grad(set_to_none=True)

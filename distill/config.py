@@ -112,7 +112,7 @@ class TrainConfig:
     lr: float = 0.1
     """Learning rate at the end of the warm-up."""
     min_lr: float = 0.0
-    """Learning rate at the end of the cosine."""
+    """Learning rate at the end of the cosine, at most lr."""
     momentum: float = 0.9
     """Momentum of optimizers that have one."""
     weight_decay: float = 5e-4
@@ -153,6 +153,7 @@ class TrainConfig:
         for name in ("min_lr", "momentum", "weight_decay", "warmup_steps", "max_skipped_steps"):
             check(getattr(self, name) >= 0, name, getattr(self, name), "at least 0")
         check(self.lr > 0, "lr", self.lr, "above 0")
+        check(self.min_lr <= self.lr, "min_lr", self.min_lr, f"at most lr, {self.lr}")
         check(self.clip is None or self.clip > 0, "clip", self.clip, "above 0, or none")
         check(self.ema is None or 0 < self.ema < 1, "ema", self.ema, "in (0, 1), or none")
         check(0 <= self.label_smoothing < 1, "label_smoothing", self.label_smoothing, "in [0, 1)")

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
+from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -37,7 +38,7 @@ from distill.losses import check_tap_weights, distillation_losses
 from distill.mixing import Mixing
 from distill.network_config import InitConfig
 from distill.optimizers import make_optimizer
-from distill.preparation import unwrap
+from distill.preparation import steps_per_epoch, unwrap
 from distill.random_numbers import repeatable
 from distill.results import (
     image_extra,
@@ -48,9 +49,9 @@ from distill.results import (
     write_results,
 )
 from distill.runs import stages_begun
-from distill.schedules import Stage, end_stages, hybrid_backward, prepare_stage, stages_of
+from distill.schedules import Stage, different_steps, end_stages, hybrid_backward, prepare_stage, stages_of
 from distill.session import Session
-from distill.students import calibration_batches, check_precision, make_student, probe_images
+from distill.students import calibration_batches, check_precision, make_student, probe_images, sample_images
 from distill.teacher_training import train_teacher
 from distill.teachers import build_teacher, check_accuracy, check_classes, has_weights, teacher_preprocessing
 from models import SpikingNetwork, check_saveable
@@ -75,7 +76,7 @@ def run(config: DistillConfig, session: Session, resume: bool) -> dict[str, Any]
     images = probe_images(data, accelerator.device)
     begun = stages_begun(config.run) - {"teacher"} if resume else set()
     init = None if begun else config.init  # a begun stage's weights count, not those of another run
-    _check(config, teacher, data, images, preprocessing, init)
+    _check(accelerator, config, teacher, data, images, preprocessing, init)
     loader = prepare_loader(accelerator, eval_loader(data.eval, config.train.batch_size, workers=workers))
     if has_weights(config.teacher) and not begun:
         _check_teacher(config, session, teacher, loader, data)
@@ -190,7 +191,8 @@ class _Training:
             stage, lambda outputs, labels: distillation_losses(outputs, labels, config.loss), seed
         )
         checkpoints = Checkpoints(session.folder.checkpoints / stage.name) if resume else None
-        train = batch_that_fits(session.accelerator, distiller, backward, self.images, config.train, checkpoints)
+        images, steps = sample_images(self.data, session.accelerator.device), different_steps(seed, stage)
+        train = batch_that_fits(session.accelerator, distiller, backward, images, config.train, checkpoints, steps)
         result = fit(
             stage=stage.name,
             accelerator=session.accelerator,
@@ -278,6 +280,7 @@ def _of_taps(metrics: dict[str, Any], prefix: str) -> dict[str, float]:
 
 
 def _check(
+    accelerator: Accelerator,
     config: DistillConfig,
     teacher: nn.Module,
     data: Splits,
@@ -289,7 +292,8 @@ def _check(
 
     def check_training(model: nn.Module, train: TrainConfig) -> None:
         make_optimizer(model, train)
-        train_loader(data.train, train.batch_size, seed=config.run.seed, workers=config.data.workers)
+        loader = train_loader(data.train, train.batch_size, seed=config.run.seed, workers=config.data.workers)
+        steps_per_epoch(accelerator, loader, train)
 
     if not has_weights(config.teacher):
         check_training(teacher, config.teacher_train)  # before the distiller freezes it

@@ -30,7 +30,7 @@ from distill.interruption import INTERRUPTION, Preempted
 from distill.meters import BackwardFigures, Progress, recorded_rates
 from distill.mixing import Mixing
 from distill.optimizers import warmup_cosine
-from distill.preparation import channels_last, freeze_norms, prepare_training
+from distill.preparation import channels_last, freeze_norms, prepare_training, share_norms
 from distill.processes import Agreement
 from distill.random_numbers import draw_apart, repeatable
 from distill.runs import RunFolder
@@ -175,6 +175,7 @@ class _Fit:
                 evaluation = self._evaluation()
         if self.average is not None:
             self.average.give()
+            share_norms(self.network)  # no forward pass of DDP does it any more
         lines = [line for line in self.folder.metrics() if line["stage"] == self.stage]
         seconds, images = (sum(line[name] for line in lines) for name in ("train_seconds", "images"))
         return FitResult(self.model.eval(), evaluation, seconds, images)

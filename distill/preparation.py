@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs
+from accelerate.utils import DistributedDataParallelKwargs, broadcast
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
@@ -52,14 +52,34 @@ def prepare_training(
     DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, own)
     wrapped, optimizer = accelerator.prepare(model, make_optimizer(model, config))
     prepared = prepare_loader(accelerator, loader)
-    steps_per_epoch = len(prepared) // config.accumulate
-    if steps_per_epoch == 0:
+    return Prepared(model, wrapped, optimizer, prepared, steps_per_epoch(accelerator, loader, config))
+
+
+def steps_per_epoch(accelerator: Accelerator, loader: DataLoader, config: TrainConfig) -> int:
+    """Of the optimizer; batches that fill no last step of all processes do not count.
+
+    Args:
+        loader: training batches, not prepared.
+
+    Raises:
+        ValueError: for fewer images than the processes need for one step.
+    """
+    found = len(loader) // accelerator.num_processes // config.accumulate
+    if found == 0:
         passes = f" x accumulate {config.accumulate}" if config.accumulate > 1 else ""
         raise ValueError(
             "there are fewer training images than one step of all processes together takes "
             f"({accelerator.num_processes} x batch_size {config.batch_size}{passes})"
         )
-    return Prepared(model, wrapped, optimizer, prepared, steps_per_epoch)
+    return found
+
+
+def share_norms(network: nn.Module) -> None:
+    """Gives every process the main process's running statistics: batch norms that do not synchronise have their own."""
+    for module in network.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            for buffer in module.buffers(recurse=False):
+                broadcast(buffer)
 
 
 def freeze_norms(network: nn.Module) -> None:

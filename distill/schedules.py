@@ -5,6 +5,7 @@ A schedule is a list of stages, each trained by one call of `distill.loop.fit`. 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -122,6 +123,18 @@ def end_stages(distiller: HybridDistiller) -> None:
 def drawn_tap(seed: int, step: int, taps: Sequence[str]) -> str:
     """The tap of a step: a function of seed and step, so that all processes and a resumed run draw the same."""
     return taps[int(np.random.default_rng((seed, step)).integers(len(taps)))]
+
+
+def different_steps(seed: int, stage: Stage) -> list[int]:
+    """Steps that together run all that a step of the stage may: where taps are drawn, the first of each."""
+    if not stage.draw:
+        return [0]
+    first: dict[str, int] = {}
+    for step in itertools.count():
+        first.setdefault(drawn_tap(seed, step, stage.taps), step)
+        if len(first) == len(stage.taps):
+            break
+    return list(first.values())
 
 
 def hybrid_backward(stage: Stage, losses: Losses, seed: int) -> Backward:

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch import Tensor
 
@@ -32,13 +33,13 @@ from distill.loop import fit
 from distill.mixing import Mixing
 from distill.network_config import InitConfig
 from distill.optimizers import make_optimizer
-from distill.preparation import unwrap
+from distill.preparation import steps_per_epoch, unwrap
 from distill.random_numbers import repeatable
 from distill.results import last_backward_figures, other_timesteps, save_student, student_results, write_results
 from distill.runs import stages_begun
 from distill.session import Session
 from distill.snn_losses import SnnLossConfig, snn_losses
-from distill.students import calibration_batches, check_precision, make_student, probe_images
+from distill.students import calibration_batches, check_precision, make_student, probe_images, sample_images
 from distill.teachers import build_teacher, teacher_preprocessing
 from models import ONLINE, SpikingNetwork, check_saveable
 from models.network import probing
@@ -63,14 +64,15 @@ def run(config: SnnTrainingConfig, session: Session, resume: bool) -> dict[str, 
     make = functools.partial(_make, config, len(data.classes), images, preprocessing, None if goes_on else config.init)
     count = config.init.calibration_images
     batches = None if goes_on else calibration_batches(data, count, seed, accelerator.device)
-    _check(config, make(say=False), data, images)
+    _check(accelerator, config, make(say=False), data, images)
     earlier = sum(line["seconds"] for line in session.folder.metrics()) if resume else 0.0
     set_seed(seed)  # from here on the same, whatever was looked at before
     loader = prepare_loader(accelerator, eval_loader(data.eval, config.train.batch_size, workers=workers))
     snn = make(batches).train()
     backward = backward_of(config.loss, config.student.algorithm, config.student.timesteps)
     checkpoints = Checkpoints(session.folder.checkpoints / "student") if resume else None
-    train = batch_that_fits(accelerator, snn, backward, images, config.train, checkpoints)
+    batch = sample_images(data, accelerator.device)
+    train = batch_that_fits(accelerator, snn, backward, batch, config.train, checkpoints)
     result = fit(
         stage="student",
         accelerator=accelerator,
@@ -130,7 +132,9 @@ def _make(
     return snn
 
 
-def _check(config: SnnTrainingConfig, snn: SpikingNetwork, data: Splits, images: Tensor) -> None:
+def _check(
+    accelerator: Accelerator, config: SnnTrainingConfig, snn: SpikingNetwork, data: Splits, images: Tensor
+) -> None:
     """Looks, before a folder is made, at what would fail in the first step or after the last."""
     check_saveable(snn)
     try:
@@ -142,4 +146,5 @@ def _check(config: SnnTrainingConfig, snn: SpikingNetwork, data: Splits, images:
         size = "x".join(map(str, images.shape[2:]))
         raise ValueError(f"student.name: {config.student.name!r} does not take images of {size}: {error}") from error
     make_optimizer(snn, config.train)
-    train_loader(data.train, config.train.batch_size, seed=config.run.seed, workers=config.data.workers)
+    loader = train_loader(data.train, config.train.batch_size, seed=config.run.seed, workers=config.data.workers)
+    steps_per_epoch(accelerator, loader, config.train)

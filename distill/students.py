@@ -13,7 +13,16 @@ from torch import Tensor, nn
 from distill.data import Preprocessing, Splits, train_loader
 from distill.data.event_frames import summed
 from distill.network_config import InitConfig, StudentConfig
-from models import PoissonEncoder, SpikingNetwork, calibrate, copy_weights, create_snn, load_weights, spiking_twin
+from models import (
+    PoissonEncoder,
+    SpikingNetwork,
+    calibrate,
+    check_calibration,
+    copy_weights,
+    create_snn,
+    load_weights,
+    spiking_twin,
+)
 from models.io import WEIGHTS
 from models.registry import FEEDBACK_NETWORKS
 
@@ -44,12 +53,13 @@ def make_student(
         preprocessing: how the images were made, which the Poisson encoder undoes.
         init: a run whose student's weights are the start, and how a twin is calibrated.
         batches: images (B, C, H, W) to calibrate a twin on, where `config.init` asks for it; None: it is not
-            calibrated, because its weights come from elsewhere later.
+            calibrated, because its weights come from elsewhere later, but it is checked that it can be.
         say: whether to log which weights were copied, and to warn of gradients that grow.
 
     Raises:
         FileNotFoundError: if there is no such run, or no student in it.
         ValueError: names the weights that do not fit.
+        UnsupportedOperationError: names the module around which a twin that is to be calibrated cannot be.
     """
     poisson = config.encoder == "poisson"
     encoder = PoissonEncoder(mean=preprocessing.mean, std=preprocessing.std) if poisson else None
@@ -78,6 +88,8 @@ def make_student(
         _warn_of_long_gradients(config)
     if init is not None and init.from_run is not None:
         _load_from_run(snn, Path(init.from_run))
+    elif config.init == "calibrated" and ann is not None and batches is None:
+        check_calibration(ann, snn, images)
     elif config.init == "calibrated" and ann is not None and batches is not None:
         layers = calibrate(ann, snn, batches, None if init is None else init.percentile).layers
         error = sum(layer.error for layer in layers) / len(layers)
@@ -136,9 +148,14 @@ def _load_from_run(snn: SpikingNetwork, run: Path) -> None:
 
 def probe_images(data: Splits, device: torch.device) -> Tensor:
     """A few different images (B, C, H, W), as an analogue network sees them: of event frames their sums."""
+    return summed(sample_images(data, device))
+
+
+def sample_images(data: Splits, device: torch.device) -> Tensor:
+    """A few different images (B, C, H, W) or event frames (T, B, C, H, W), as a student sees them."""
     count = min(8, len(data.eval))
     images = [data.eval[i * len(data.eval) // count][0] for i in range(count)]
-    return summed(torch.stack(images, images[0].ndim - 3)).to(device)
+    return torch.stack(images, images[0].ndim - 3).to(device)
 
 
 def calibration_batches(data: Splits, count: int, seed: int, device: torch.device) -> Iterable[Tensor]:

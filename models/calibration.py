@@ -101,6 +101,19 @@ def calibrate(
     return Calibration(layers=tuple(pass_.chosen))
 
 
+@torch.no_grad()
+def check_calibration(ann: nn.Module, twin: SpikingNetwork, images: Tensor) -> None:
+    """
+    Args:
+        images: (B, C, H, W), one is enough.
+
+    Raises:
+        UnsupportedOperationError: names the module around which no layer can take a scale, as `calibrate` does.
+    """
+    with _evaluating(ann):
+        trace_scales(ann, twin, images[:1])
+
+
 def _check_twin(ann: nn.Module, twin: nn.Module) -> None:
     if not isinstance(twin, SpikingNetwork):
         raise ValueError(f"calibrate takes a spiking twin, found {type(twin).__name__}")

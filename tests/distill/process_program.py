@@ -20,6 +20,7 @@ from typing import Any
 
 import sklearn.datasets  # noqa: F401 - what every fork would import anew
 import torch
+from torch import nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 from toy_runs import TEACHER, distil, start, tiny
 
@@ -31,6 +32,7 @@ from distill.early_exit import early_exit
 from distill.energy import spiking_costs
 from distill.evaluation import top1
 from distill.judgement import judge
+from distill.preparation import share_norms
 from models import NeuronConfig
 
 BATCH = 16
@@ -143,7 +145,16 @@ def train(folder: Path) -> None:
         rates[run] = []
         distil(config_of(folder / run, run))
     found = sorted(written)
-    note(folder, {"rates": rates, "written": found, "figures": evaluate(folder)})
+    note(folder, {"rates": rates, "written": found, "figures": evaluate(folder), "norms": shared_norms()})
+
+
+def shared_norms() -> list[float]:
+    """The running means of two batch norms that each process has moved otherwise, once they are shared."""
+    network = nn.Sequential(nn.BatchNorm1d(1), nn.Linear(1, 1), nn.BatchNorm2d(1))
+    for number, norm in enumerate((network[0], network[2])):
+        nn.init.constant_(norm.running_mean, 10 * rank() + number)
+    share_norms(network)
+    return [norm.running_mean.item() for norm in (network[0], network[2])]
 
 
 def evaluate(folder: Path) -> dict[int, dict[str, float]]:

@@ -124,6 +124,27 @@ def test_a_resumed_run_keeps_its_batch(tmp_path):
     assert (found.batch_size, found.accumulate, seen) == (4, 32, [])
 
 
+def test_a_resumed_run_takes_a_smaller_batch_that_is_asked_for(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    facts = dict(batch_size=64, accumulate=2)
+    checkpoints.save(1, 0, lambda path: None, lambda error: None, True, facts, "unfinished", [])
+    smaller = dataclasses.replace(WANTED, batch_size=32)
+    assert find(100, smaller, checkpoints=checkpoints)[0] == smaller
+
+
+def test_every_pass_that_a_step_may_have_is_tried():
+    seen = []
+
+    def backward(accelerator, model, images, labels, step):
+        seen.append((step, len(labels)))
+        if (step, len(labels)) == (5, 64):
+            raise RuntimeError("CUDA out of memory.")
+
+    forget_accelerate()
+    found = batch_that_fits(Accelerator(cpu=True), network(), backward, torch.zeros(3, 1, 2, 2), WANTED, None, (0, 5))
+    assert found.batch_size == 32 and seen == [(0, 64), (5, 64), (0, 32), (5, 32)]
+
+
 def test_nothing_is_tried_unless_it_is_wanted():
     config = TrainConfig()
     assert find(0, config)[0] is config

@@ -58,6 +58,7 @@ REFUSED = [
     (TrainConfig, dict(accumulate=0), "accumulate must be at least 1"),
     (TrainConfig, dict(lr=0.0), "lr must be above 0"),
     (TrainConfig, dict(min_lr=-0.1), "min_lr must be at least 0"),
+    (TrainConfig, dict(lr=0.002, min_lr=0.01), "min_lr must be at most lr, 0.002, found 0.01"),
     (TrainConfig, dict(momentum=-0.1), "momentum must be at least 0"),
     (TrainConfig, dict(weight_decay=-0.1), "weight_decay must be at least 0"),
     (TrainConfig, dict(warmup_steps=-1), "warmup_steps must be at least 0"),

@@ -16,6 +16,7 @@ from distill.data import Preprocessing
 from distill.runs import RunFolder
 from distill.students import make_student
 from distill.teachers import build_teacher
+from models import UnsupportedOperationError
 from models.io import save_weights
 
 TAPS = ["layer1", "layer2", "layer3"]
@@ -394,13 +395,19 @@ def test_a_tap_that_cannot_serve_is_refused_by_name_before_anything_is_trained_o
         (dict(train=dict(optimizer="sgdd")), "sgdd"),
         (dict(teacher_train=dict(optimizer="sgdd")), "sgdd"),
         (dict(train=dict(batch_size=65)), "batch_size is 65"),
+        (dict(train=dict(accumulate=5)), r"\(1 x batch_size 16 x accumulate 5\)"),
+        (dict(teacher_train=dict(accumulate=5)), "fewer training images than one step"),
+        (
+            dict(teacher=dict(name="seresnet18"), student=dict(init="calibrated", gates="keep"), taps=[]),
+            "layer1.0.bn2",
+        ),
         (dict(teacher=dict(weights="nowhere")), "no weights at nowhere"),
         (dict(teacher=dict(mean=None)), r"set teacher\.mean"),
         (dict(taps=["layer1"], student_taps={"layer1": "stage1"}), "the student has no module 'stage1'"),
     ],
 )
 def test_a_mistake_is_found_before_anything_is_trained_or_written(tmp_path, parts, message):
-    with pytest.raises((ValueError, FileNotFoundError), match=message):
+    with pytest.raises((ValueError, FileNotFoundError, UnsupportedOperationError), match=message):
         distil(tiny(tmp_path / "r", **parts))
     assert list(tmp_path.iterdir()) == []
 

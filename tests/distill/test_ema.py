@@ -4,7 +4,9 @@ import pytest
 import torch
 from timm.utils import ModelEmaV3
 from torch import nn
+from toy_training import config_of, train
 
+from distill import loop
 from distill.ema import WeightAverage
 
 
@@ -73,3 +75,12 @@ def test_the_network_comes_back_after_an_error():
     with pytest.raises(KeyError), average.in_use():
         raise KeyError
     assert torch.equal(net[0].weight, own)
+
+
+def test_the_processes_share_the_averages_running_statistics_in_the_end(tmp_path, monkeypatch):
+    model, shared = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(4), nn.Linear(4, 3)).double(), []
+    monkeypatch.setattr(loop, "share_norms", lambda network: shared.append(network[1].running_mean.clone()))
+    trained, _ = train(tmp_path / "averaged", config_of(ema=0.9, epochs=2), model)
+    assert len(shared) == 1 and torch.equal(shared[0], trained[1].running_mean)
+    train(tmp_path / "plain", config_of())
+    assert len(shared) == 1  # DDP's forward passes of the last evaluation have done it

@@ -154,6 +154,10 @@ def test_evaluation_counts_each_image_once(done):
             assert hits == pytest.approx(round(hits), abs=1e-4)
 
 
+def test_running_statistics_that_are_shared_are_the_main_processs(done):
+    assert [read(done / f"two.{rank}.json")["norms"] for rank in range(2)] == [[0, 1], [0, 1]]
+
+
 def test_the_main_process_alone_prints_and_writes(done):
     assert "top-1 (%)" in (done / "two.0.txt").read_text()
     for job in ("two", "stopped", "resumed"):

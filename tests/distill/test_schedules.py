@@ -12,7 +12,7 @@ from toy_teachers import images_of, student_of, teacher_of
 from distill import HybridDistiller, LossConfig, distillation_losses
 from distill.runs import RunFolder
 from distill.schedule_config import ScheduleConfig
-from distill.schedules import Stage, drawn_tap, end_stages, hybrid_backward, prepare_stage, stages_of
+from distill.schedules import Stage, different_steps, drawn_tap, end_stages, hybrid_backward, prepare_stage, stages_of
 from distill.taps import hooks
 from models import NeuronConfig, spiking_twin
 
@@ -154,6 +154,16 @@ def test_freezing_holds_norms_without_parameters_and_dropout_too():
     assert {name for name in moved if name.startswith("student")} == {"student.2.weight", "student.2.bias"}
     modes = {name: module.training for name, module in student.named_modules()}
     assert not modes["0"] and not modes["0.1"] and not modes["1"] and modes["2"] and modes[""]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_step_of_each_tap_is_known(seed):
+    stage = stages(name="stochastic")[0]
+    steps = different_steps(seed, stage)
+    draws = [drawn_tap(seed, step, stage.taps) for step in range(max(steps) + 1)]
+    assert sorted(draws[step] for step in steps) == sorted(stage.taps)
+    assert all(draws.index(draws[step]) == step for step in steps)  # the first of each
+    assert different_steps(seed, stages()[0]) == [0]
 
 
 def test_stochastic_moves_the_student_and_the_drawn_adapter_alone():

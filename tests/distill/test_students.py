@@ -5,9 +5,9 @@ import logging
 import pytest
 import torch
 
-from distill.data import Preprocessing
+from distill.data import Preprocessing, Splits
 from distill.network_config import StudentConfig
-from distill.students import make_student
+from distill.students import make_student, probe_images, sample_images
 from models import NeuronConfig
 
 SIZE = (3, 32, 32)
@@ -48,3 +48,11 @@ def test_a_rate_rule_whose_gradient_grows_from_layer_to_layer_is_said(caplog):
 )
 def test_other_gradients_need_no_warning(caplog, harmless):
     assert warnings_of(caplog, **harmless) == []
+
+
+def test_images_are_sampled_as_a_student_sees_them_and_summed_for_a_teacher():
+    frames = torch.arange(20 * 3 * 2, dtype=torch.float64).view(20, 3, 2, 1, 1)  # 20 recordings of 3 frames
+    data = Splits([], [(recording, 0) for recording in frames], ("a",))
+    found = sample_images(data, torch.device("cpu"))
+    assert torch.equal(found, frames[[0, 2, 5, 7, 10, 12, 15, 17]].transpose(0, 1))
+    assert torch.equal(probe_images(data, torch.device("cpu")), found.sum(0))
