@@ -320,6 +320,13 @@ def _check_evaluation(timesteps: list[int]) -> None:
 def _check_encoder(student: StudentConfig, data: DataConfig) -> None:
     good = student.encoder != "poisson" or data.random_erasing == 0
     check(good, "data.random_erasing", data.random_erasing, "0 with student.encoder=poisson: noise is no probability")
+    good = student.encoder != "poisson" or student.init != "calibrated"
+    check(
+        good,
+        "student.encoder",
+        student.encoder,
+        "direct with student.init=calibrated, which no drawn input has part in",
+    )
 
 
 def _check_events(data: DataConfig, student: StudentConfig, train: TrainConfig) -> None:

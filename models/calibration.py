@@ -79,7 +79,7 @@ def calibrate(
 
     Raises:
         ValueError: for no images, a percentile out of range, activations that are not finite (naming the layer), or a
-            network that is no twin of `ann` with its weights (naming what differs).
+            network that is no twin of `ann` with its weights (naming what differs) or draws its input at random.
         UnsupportedOperationError: names the module around which no layer can take a scale.
     """
     if percentile is not None and not 0 < percentile <= 100:
@@ -119,6 +119,8 @@ def _check_twin(ann: nn.Module, twin: nn.Module) -> None:
         raise ValueError(f"calibrate takes a spiking twin, found {type(twin).__name__}")
     if twin.step_mode != "m":
         raise ValueError(f'the twin must be in step mode "m", found {twin.step_mode!r}')
+    if twin.input_encoder is not None:
+        raise ValueError(f"calibrate takes a twin of direct encoding, found {type(twin.input_encoder).__name__}")
     modules = dict(ann.named_modules())
     for name, module in twin.named_modules():
         if isinstance(module, SpikingNeuron) and not isinstance(modules.get(name), ACTIVATIONS):

@@ -16,7 +16,7 @@ class PoissonEncoder:
     Networks are given normalised images: (value - mean) / std. The encoder undoes that first.
 
     Args:
-        mean: of the normalisation, one number a channel, or one for all; 0 where images come as they are.
+        mean: of the normalisation, a number for each channel, or one for all; 0 where images come as they are.
         std: likewise; 1 where images come as they are.
     """
 
@@ -25,7 +25,9 @@ class PoissonEncoder:
 
     def __post_init__(self) -> None:
         for name in ("mean", "std"):  # a list, as JSON has it, would not hash
-            object.__setattr__(self, name, tuple(float(value) for value in getattr(self, name)))
+            given = getattr(self, name)
+            values = (given,) if isinstance(given, (int, float)) else given
+            object.__setattr__(self, name, tuple(float(value) for value in values))
         if not all(value > 0 for value in self.std):
             raise ValueError(f"std must be above 0, found {self.std}")
 
@@ -33,8 +35,10 @@ class PoissonEncoder:
         """Spikes (T, B, C, H, W) in {0, 1} from images (B, C, H, W).
 
         Raises:
-            ValueError: for values outside [0, 1], to rounding.
+            ValueError: for values outside [0, 1], to rounding, or that are no floating-point numbers.
         """
+        if not images.is_floating_point():
+            raise ValueError(f"Poisson encoding takes floating-point values in [0, 1], found {images.dtype}")
         for name in ("mean", "std"):
             if len(getattr(self, name)) not in (1, images.shape[1]):
                 wanted = f"1 or {images.shape[1]} numbers, one a channel"

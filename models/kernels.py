@@ -169,7 +169,8 @@ def _fire_in_pieces(streams: list[Tensor], maps: list, timesteps: int, neuron: N
     means = [spikes.new_empty(shape) for _ in range(3 if isinstance(leak, Tensor) else 2)]
     if timesteps <= MAX_COUNT:
         means.append(spikes.new_empty(shape, dtype=torch.uint8))
-    piece = max(1, PIECE * rows // math.prod(shape)) if spikes.device.type == "cpu" else rows
+    numbers = max(1, math.prod(shape))  # an empty batch has none
+    piece = max(1, PIECE * rows // numbers if spikes.device.type == "cpu" else rows)
     for start in range(0, rows, piece):
         part = slice(start, start + piece)
         _fire_into(

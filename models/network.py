@@ -94,6 +94,11 @@ class SpikingNetwork(Inference, OnHub, nn.Module, StepModule):
         if until is not None:
             return self._until(images, until, step, per_step)
         if self.step_mode == "s":
+            for name, module in self.named_modules():
+                if getattr(module, "needs_all_steps", False):
+                    raise UnsupportedOperationError(
+                        f'{name!r}, a gate, is computed on the rate of all steps: there is no step mode "s"'
+                    )
             if self.input_encoder is not None:
                 images = self.input_encoder(images, 1)[0]
             return super().forward(images)  # type: ignore[misc]

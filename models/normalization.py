@@ -73,6 +73,8 @@ class Norm:
         # constant statistics are given twice: a CPU takes the running ones, and CUDA's kernels for channels_last, for
         # vectors and for a gradient of the rate alone refuse to run without the saved ones
         running_mean, running_var = (None, None) if self.of_batch else (self.mean, self.invstd.pow(-2))
+        # beside a weight in half precision a CPU's kernel would take the statistics to be of its type, too
+        weight = None if weight is None else weight.to(self.mean.dtype)
         return torch.ops.aten.native_batch_norm_backward(
             *(grad, rate, weight, running_mean, running_var, self.mean, self.invstd),
             train=self.of_batch,

@@ -133,12 +133,14 @@ def until_sure(steps: Iterator[Tensor], margin: float) -> tuple[Tensor, Tensor]:
         margin: in (0, 1].
 
     Raises:
-        ValueError: for another margin.
+        ValueError: for another margin, or a single logit.
     """
     if not 0 < margin <= 1:
         raise ValueError(f"early_exit is a margin of probabilities in (0, 1], found {margin}")
     chosen: Any = None
     for number, logits in enumerate(steps, 1):
+        if logits.shape[1] < 2:
+            raise ValueError("early_exit compares the two likeliest classes; the network has one logit")
         if chosen is None:
             chosen, taken = logits.clone(), torch.ones(len(logits), dtype=torch.long, device=logits.device)
             waiting = torch.ones_like(taken, dtype=torch.bool)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 from torch.overrides import TorchFunctionMode
@@ -77,8 +77,9 @@ class _SynchronisedFunctions(TorchFunctionMode):
 def _batch_norm(x, running_mean, running_var, weight=None, bias=None, training=False, momentum=0.1, eps=1e-5):
     """`F.batch_norm`, with the statistics of all processes where it takes those of the batch."""
     group = active_group()
-    # timm's StdConv2d standardises its weight with this function: a parameter is the same on all processes
-    if not training or group is None or isinstance(x._base, nn.Parameter):
+    # timm's StdConv2d standardises its weight, (1, out, -1), with this function: it is the same on all processes
+    of_weight = running_mean is None and momentum == 0 and len(x) == 1
+    if not training or group is None or of_weight:
         return F.batch_norm(x, running_mean, running_var, weight, bias, training, momentum, eps)
     return batch_norm_over_ranks(x, running_mean, running_var, weight, bias, momentum, eps, group=group)
 

@@ -7,8 +7,9 @@ Shapes: B images, C channels, S steps that are stored (1 where the input does no
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 from models.kernels import mean_over_steps
@@ -37,12 +38,15 @@ class Term:
     _rate: Tensor | None = None
     counts: Counts | None = None
     trace: Tensor | None = None
+    _grad_enabled: bool = field(default_factory=torch.is_grad_enabled)
 
     def rate_before_norm(self, value: Tensor | None = None) -> Tensor:
         """The rate before `norm`, (B, C, ...); `value` is the mean of the stream where it is known already."""
         if self._rate is None:
             assert self.link is not None, "only a rate pass has rates"
-            self._rate = self.link(mean_over_steps(self.stream, self.steps) if value is None else value)
+            # whoever asks first, even a monitor under no_grad, asks for all who hold this term
+            with torch.set_grad_enabled(self._grad_enabled):
+                self._rate = self.link(mean_over_steps(self.stream, self.steps) if value is None else value)
             self.link = None
         return self._rate
 

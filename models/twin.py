@@ -48,6 +48,8 @@ GATES: tuple[type[nn.Module], ...] = (
 class OnRate(nn.Module):
     """An analogue activation inside a gate: computed on the firing rate, constant over all steps."""
 
+    needs_all_steps = True
+
     def __init__(self, activation: nn.Module) -> None:
         super().__init__()
         self.activation = activation

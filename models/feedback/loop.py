@@ -180,6 +180,8 @@ class FeedbackLoop(MemoryModule):
         for spikes in self._simulated(currents, LoopState()):
             for average, layer in zip(averages, spikes, strict=True):
                 average.add(layer.folded)
+        # before PyTorch 2.11 autocast would give the pass with a graph the weights that it has cast here without one
+        torch.clear_autocast_cache()
         return [average.value for average in averages]
 
     def _with_graph(self, currents: SpikeTrain, averages: list[Tensor], loop: LinearisedLoop) -> Tensor:

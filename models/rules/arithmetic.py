@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.rules.base import on_traces, rate_rule
+from models.rules.base import affine, on_traces, rate_rule
 from models.spiketrain import SpikeTrain, UnsupportedOperationError
 
 
@@ -47,6 +47,8 @@ def mul(x, other):
     """Products with what is the same at each step: a number, a parameter, a mask, a constant train."""
     if not isinstance(x, SpikeTrain):
         x, other = other, x
+    if isinstance(other, (int, float)):  # in half precision a tensor of it would be rounded, as PyTorch's number is not
+        return affine(x, lambda v: v * other)
     both_spike = isinstance(other, SpikeTrain)
     if not isinstance(other, SpikeTrain):
         other = constant_like(x, other)
@@ -59,6 +61,8 @@ def mul(x, other):
 def div(x, other):
     if isinstance(other, SpikeTrain):
         raise UnsupportedOperationError("no rule for the division by a spike train")
+    if isinstance(other, (int, float)):
+        return affine(x, lambda v: v / other)
     return mul(x, 1 / other)
 
 

@@ -53,6 +53,11 @@ REFUSED = [
     (LossConfig, dict(hybrid_ce=-0.1), "hybrid_ce must be at least 0"),
     (LossConfig, dict(hybrid_kd=-0.1), "hybrid_kd must be at least 0"),
     (LossConfig, dict(temperature=0.0), "temperature must be above 0, found 0.0"),
+    (
+        DistillConfig,
+        dict(student=StudentConfig(encoder="poisson", init="calibrated")),
+        "student.encoder must be direct with student.init=calibrated",
+    ),
     (TrainConfig, dict(epochs=0), "epochs must be at least 1"),
     (TrainConfig, dict(batch_size=0), "batch_size must be at least 1"),
     (TrainConfig, dict(accumulate=0), "accumulate must be at least 1"),

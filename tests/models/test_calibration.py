@@ -9,9 +9,10 @@ from test_twin import SIZE, ann_of
 from torch import nn
 from toy_networks import calibrated, generic
 
-from models import NeuronConfig, SpikingNeuron, UnsupportedOperationError, create_ann, spiking_twin
+from models import NeuronConfig, PoissonEncoder, SpikingNeuron, UnsupportedOperationError, create_ann, spiking_twin
 from models.calibration import calibrate
 from models.scale_tracing import trace_scales
+from models.twin import OnRate
 
 IF = NeuronConfig(leak=1.0)
 FAMILIES = ["resnet18", "regnetx_002", "vgg", "densenet121", "mobilenetv2_035", "efficientnet_lite0", "repvgg_a0"]
@@ -117,6 +118,8 @@ def with_ideal_neurons(ann, twin, report):
         parent, _, child = name.rpartition(".")
         calls = [layer for layer in report.layers if layer.name == name]
         setattr(twin.get_submodule(parent), child, Ideal(ann.get_submodule(name), calls))
+    for name, gate in [(name, module) for name, module in twin.named_modules() if isinstance(module, OnRate)]:
+        twin.set_submodule(name, gate.activation)
     twin.step_mode = "s"  # one call is then the plain forward of the network's own class
     return twin
 
@@ -270,6 +273,13 @@ def test_what_is_no_twin_is_refused():
 def test_what_takes_no_scale_is_refused_by_name(half, message):
     ann, twin = tiny_twin(Changed(half))
     with pytest.raises(UnsupportedOperationError, match=message):
+        calibrate(ann, twin, [ladder()])
+
+
+def test_a_twin_that_draws_its_input_is_refused():
+    ann, twin = tiny_twin()
+    twin.input_encoder = PoissonEncoder()
+    with pytest.raises(ValueError, match="direct encoding, found PoissonEncoder"):
         calibrate(ann, twin, [ladder()])
 
 

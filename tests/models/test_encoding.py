@@ -194,3 +194,12 @@ def test_a_module_called_encoder_stays():
 
     snn = spiking_twin(Autoencoder(), 2, input_size=(3, 4, 4), encoder=PoissonEncoder())
     assert snn(torch.rand(2, 3, 4, 4)).shape == (2, 4)
+
+
+def test_integers_are_no_probabilities():
+    with pytest.raises(ValueError, match=r"floating-point values in \[0, 1\], found torch.uint8"):
+        PoissonEncoder()(torch.randint(0, 256, (2, 3, 4, 4), dtype=torch.uint8), 2)
+
+
+def test_one_number_does_for_all_channels():
+    assert PoissonEncoder(mean=0.5, std=2) == PoissonEncoder(mean=(0.5,), std=(2.0,))

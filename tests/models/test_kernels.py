@@ -44,9 +44,17 @@ def test_rates_of_half_precision_spikes_are_counted_in_float32():
 
 @pytest.mark.filterwarnings("ignore")  # of the compiler's own
 @pytest.mark.parametrize(
-    ("toy", "algorithm"), [("Residual", "rate_m"), ("SharedNeuron", "rate_m"), ("SharedNeuron", "rate_s")]
+    ("toy", "algorithm", "piece"),
+    [
+        ("Residual", "rate_m", None),
+        ("Residual", "rate_m", 100),
+        ("SharedNeuron", "rate_m", 100),
+        ("SharedNeuron", "rate_s", None),
+    ],
 )
-def test_compiled_passes_train_as_written_ones(toy, algorithm, caplog):
+def test_compiled_passes_train_as_written_ones(toy, algorithm, piece, caplog, monkeypatch):
+    if piece is not None:  # several of a layer's rows or images, and a last one that is smaller
+        monkeypatch.setattr(kernels, "PIECE", piece)
     config = NeuronConfig(leak=0.5, learnable_leak=toy == "SharedNeuron")
     network, images = generic(TOYS[toy](config)), torch.randn(2, 3, 9, 9, dtype=torch.float64)
     if toy == "Residual":
@@ -63,6 +71,29 @@ def test_compiled_passes_train_as_written_ones(toy, algorithm, caplog):
     assert_same_training(compiled, written)
     compile_kernels(False)
     torch.testing.assert_close(steps, theirs.eval()(images, per_step=True), rtol=1e-12, atol=1e-13)
+
+
+def test_a_layer_is_fired_in_pieces_with_a_smaller_last_one(monkeypatch):
+    cut = []
+    written = kernels._fire_with_rate
+
+    def into(streams, maps, timesteps, neuron, leak, spikes, means):
+        cut.append(streams[0].shape[1])
+        for place, found in zip(
+            [spikes, *means], [x for x in written(streams, maps, 3, neuron, leak) if x is not None], strict=True
+        ):
+            place.copy_(found)
+
+    monkeypatch.setattr(kernels, "_fire_into", into)
+    monkeypatch.setattr(kernels, "PIECE", 100)
+    streams = [torch.randn(3, 31, 8, dtype=torch.float64), torch.randn(1, 31, 8, dtype=torch.float64)]
+    config, maps = NeuronConfig(leak=0.5), [None, None]
+    found = kernels._fire_in_pieces(streams, maps, 3, config, torch.tensor(0.5, dtype=torch.float64))
+    assert cut == [12, 12, 7]
+    expected = written(streams, maps, 3, config, torch.tensor(0.5, dtype=torch.float64))
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    empty = kernels._fire_in_pieces([x[:, :0] for x in streams], maps, 3, config, 0.5)
+    assert empty[0].shape == (3, 0, 8)
 
 
 def test_without_a_compiler_the_passes_run_as_written_and_say_so_once(monkeypatch, caplog):

@@ -134,6 +134,8 @@ def test_no_step_is_run_when_all_are_sure():
     for margin in (0.0, 1.01, -1.0):
         with pytest.raises(ValueError, match=r"early_exit is a margin of probabilities in \(0, 1\], found"):
             until_sure(steps(), margin)
+    with pytest.raises(ValueError, match="the network has one logit"):
+        until_sure(iter([torch.zeros(2, 1)]), 0.5)
 
 
 def test_early_exit_in_a_network():

@@ -166,3 +166,13 @@ def test_stacked_and_expanded_streams_hold_the_numbers_of_every_step():
     stacked = torch.stack([train, plain, train], 2).stream
     assert torch.equal(stacked, torch.stack([stream, plain.expand_as(stream), stream], 3))
     assert torch.equal(train.expand(2, 4, 6, -1).stream, stream.expand(3, 2, 4, 6, 5))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("algorithm", ["rate_m", "rate_s"])
+def test_a_network_held_in_half_precision_trains(algorithm, dtype):
+    snn = create_snn("resnet18_cifar", width=8, timesteps=2, algorithm=algorithm).to(dtype)
+    snn(torch.randn(2, 3, 16, 16, dtype=dtype)).square().sum().backward()
+    for name, parameter in snn.named_parameters():
+        assert parameter.grad is not None and parameter.grad.dtype == dtype, name
+        assert parameter.grad.isfinite().all(), name

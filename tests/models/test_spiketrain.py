@@ -199,6 +199,25 @@ def test_a_monitor_that_looks_without_a_graph_takes_it_from_nobody():
     torch.testing.assert_close(weight.grad, expected, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("derived", [lambda y: y.clone(), lambda y: y - 0.1], ids=["clone", "sum"])
+def test_what_a_monitor_derives_without_a_graph_takes_it_from_nobody(derived):
+    x, _ = train()
+    weight = torch.randn(4, 4, 1, 1, dtype=torch.float64, requires_grad=True)
+    y = F.conv2d(x, weight)
+    with torch.no_grad():
+        derived(y).rate.mean()
+    y.rate.sum().backward()
+    expected = x.stream.mean(0).sum((0, 2, 3)).detach().expand(4, 4)[..., None, None]
+    torch.testing.assert_close(weight.grad, expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("scaled", [lambda x: x * 0.1, lambda x: 0.1 * x, lambda x: x / 3, lambda x: x.div(3)])
+def test_a_number_is_not_rounded_to_the_trains_type(scaled):
+    stream = torch.randn(T, B, 4, 5, 5).bfloat16()
+    found = scaled(SpikeTrain.from_stream(stream, "plain"))
+    assert found.dtype == torch.bfloat16 and torch.equal(found.stream, scaled(stream))
+
+
 def test_a_number_is_filled_in_on_the_trains_device():
     """A copy from the host would wait for a GPU."""
     filled = []

@@ -5,6 +5,7 @@ import weakref
 
 import pytest
 import torch
+from spikingjelly.activation_based import functional
 from test_models_io import NARROW
 from torch import nn
 from toy_networks import TOYS, Norms, Residual, SharedNeuron, calibrated, generic, spiking
@@ -251,5 +252,16 @@ def test_shared_neurons_would_be_wrong_with_one_membrane():
     """The comparison above tells: steps by hand, which keep one membrane a module, give other logits."""
     images = random_images(3, 3, 8, 8)
     snn = calibrated(spiking(generic(SharedNeuron(NEURONS["IF"])), 4), images)
-    snn.spike.step_mode = "s"
     assert_means_so_far(snn, images)
+    expected = snn(images)
+    functional.set_step_mode(snn, "s")
+    with torch.no_grad():
+        steps = [snn(images) for _ in range(4)]
+    assert (torch.stack(steps).mean(0) - expected).abs().max() > 0.01
+
+
+def test_a_gate_that_is_computed_on_the_rate_has_no_step_mode():
+    snn = spiking_twin(create_ann("mobilenetv3_small_050"), 2, gates="keep", input_size=(3, 32, 32)).eval()
+    functional.set_step_mode(snn, "s")
+    with pytest.raises(UnsupportedOperationError, match=r"'blocks\.0\.0\.se\.act1', a gate, .* step mode \"s\""):
+        snn(torch.randn(1, 3, 32, 32))

@@ -175,9 +175,12 @@ def test_with_several_processes_it_ends_with_the_context(group, monkeypatch):
     assert active_group() is None
 
 
-def test_norms_of_running_statistics_and_standardised_weights_exchange_nothing(synchronised, collectives):
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_norms_of_running_statistics_and_standardised_weights_exchange_nothing(
+    synchronised, collectives, memory_format
+):
     frozen = nn.BatchNorm2d(8).eval()
-    conv = StdConv2d(8, 8, 3)
+    conv = StdConv2d(8, 8, 3).to(memory_format=memory_format)
     x = torch.randn(2, 8, 4, 4, requires_grad=True)
     with synchronised():
         y = conv(frozen(x))
