@@ -43,6 +43,8 @@ def _in_turn(steps: dict[str, dict[str, str]]) -> dict[str, dict[str, str]]:
     return dict(zip(steps, itertools.accumulate(steps.values(), operator.or_), strict=True))
 
 
+WITH_LABELS = {"loss.student_ce": "1", "loss.hybrid_ce": "1", "loss.temperature": "2"}
+"""The default of `distill.config.LossConfig`, with which the study began."""
 _FIRST = {
     "student.init": "teacher",
     "student.neuron.leak": "0.2",
@@ -50,10 +52,12 @@ _FIRST = {
     "init.adapters": "random",
     "train.freeze_norms": "false",
     "train.lr": "0.03",
+    **WITH_LABELS,
 }
 """With which the study began, and missed its target for hybrids."""
 _FIRST_SAID = (
-    "the teacher's weights, leak 0.2, no gradient through the reset, statistics of the batch, learning rate 0.03"
+    "the teacher's weights, leak 0.2, no gradient through the reset, statistics of the batch, learning rate 0.03, labels "
+    "and logits of temperature 2 in the loss"
 )
 _STEPS = {
     "first": _FIRST,
@@ -61,22 +65,34 @@ _STEPS = {
     "then lr 0.003": {"train.lr": "0.003"},
     "then regression": {"init.adapters": "regression"},
     "then leak 0.5": {"student.neuron.leak": "0.5", "student.neuron.detach_reset": "false"},
+    "then frozen norms": {"train.freeze_norms": "true", "train.lr": "0.001"},
 }
-"""What was changed since, in turn; the calibrated statistics are what is left to the default."""
+"""What was changed since, in turn; a loss without labels is what is left to the default."""
 
 ABLATIONS: dict[str, Ablation] = {
     "loss": Ablation(
         title="Parts of the loss",
-        default="all of weight 1, no feature term",
+        default="student_kd and hybrid_kd of weight 1, no labels, no feature term",
         changes={
-            "without student_ce": {"loss.student_ce": "0"},
-            "without student_kd": {"loss.student_kd": "0"},
-            "without hybrid_ce": {"loss.hybrid_ce": "0"},
-            "without hybrid_kd": {"loss.hybrid_kd": "0"},
+            "student_ce 1": {"loss.student_ce": "1"},
+            "hybrid_ce 1": {"loss.hybrid_ce": "1"},
+            "hybrid_kd 0.3": {"loss.hybrid_kd": "0.3"},
             "feature mse": {"loss.feature": "mse"},
         },
     ),
-    "temperature": Ablation(title="Temperature", default="2", changes=_each("loss.temperature", "1", "4")),
+    "labels": Ablation(
+        title="AdamW, with labels in the loss and temperature 2",
+        default="sgd (Nesterov momentum), no labels, temperature 4",
+        changes={
+            "adamw at 0.0002": {
+                **WITH_LABELS,
+                **{"train.optimizer": "adamw", "train.lr": "0.0002", "train.weight_decay": "0.01"},
+            },
+        },
+        note="Labels with SGD are the last of the remedies.",
+        scales=("short",),
+    ),
+    "temperature": Ablation(title="Temperature", default="4", changes=_each("loss.temperature", "1", "2")),
     "taps": Ablation(title="Taps", default="stages", changes=_each("taps", "blocks")),
     "adapters": Ablation(title="Where adapters start", default="regression", changes=_each("init.adapters", "random")),
     "init": Ablation(
@@ -103,7 +119,7 @@ ABLATIONS: dict[str, Ablation] = {
     ),
     "optimizer": Ablation(
         title="Optimizer",
-        default="sgd (Nesterov momentum) at the scale's learning rate",
+        default="sgd (Nesterov momentum) at the row's learning rate",
         changes={
             f"adamw at {lr}": {"train.optimizer": "adamw", "train.lr": lr, "train.weight_decay": "0.01"}
             for lr in ("0.0002", "0.0005")
@@ -111,24 +127,24 @@ ABLATIONS: dict[str, Ablation] = {
         note="The weight decay of AdamW is PyTorch's default for it, 0.01.",
         scales=("short",),
     ),
-    "lr": Ablation(title="Learning rate", default="the scale's", changes=_each("train.lr", "0.0003", "0.003", "0.01")),
+    "lr": Ablation(title="Learning rate", default="the row's", changes=_each("train.lr", "0.001", "0.003", "0.01")),
     "kd_optimizer": Ablation(
         title="Optimizer of logit distillation",
-        default="sgd (Nesterov momentum) at the scale's learning rate",
+        default="sgd (Nesterov momentum) at the row's learning rate",
         changes={"adamw at 0.0002": {"train.optimizer": "adamw", "train.lr": "0.0002", "train.weight_decay": "0.01"}},
         base="kd",
         scales=("short",),
     ),
     "kd_lr": Ablation(
         title="Learning rate of logit distillation",
-        default="the scale's",
-        changes=_each("train.lr", "0.0003", "0.002", "0.003"),
+        default="the row's",
+        changes=_each("train.lr", "0.001", "0.003", "0.005"),
         base="kd",
         note="Losses of hybrids add to the gradient of the layers before their taps: without them a larger one may do.",
     ),
     "remedies": Ablation(
         title="One remedy after another",
-        default="then frozen norms, lr 0.001",
+        default="then the teacher's logits alone, temperature 4, lr 0.002",
         changes=_in_turn(_STEPS),
         note=f"From the setting with which the study began: {_FIRST_SAID}, adapters at random. Each row keeps the "
         "changes of the one before; the default, shown first, is the last of them.",
@@ -137,9 +153,12 @@ ABLATIONS: dict[str, Ablation] = {
     "kd_remedies": Ablation(
         title="Logit distillation without any of them",
         default="all of them",
-        changes={"first": {name: _FIRST[name] for name in _FIRST if name != "init.adapters"}},
+        changes={
+            "first": {name: _FIRST[name] for name in _FIRST if name != "init.adapters"},
+            "all but the last": {**WITH_LABELS, "train.lr": "0.001"},
+        },
         base="kd",
-        note=f"The setting with which the study began: {_FIRST_SAID}.",
+        note=f"The setting with which the study began: {_FIRST_SAID}. The last is a loss without labels.",
         scales=("short",),
     ),
     "gradient_scale": Ablation(  # distillation has no such setting

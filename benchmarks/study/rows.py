@@ -85,8 +85,12 @@ FRESH = {"full": {"train.lr": "0.1"}, "short": {"train.lr": "0.03"}}
 CALIBRATED = {**NEURON, "student.init": "calibrated"}
 TAUGHT = {**CALIBRATED, "train.freeze_norms": "true"}
 """A twin from the teacher's weights, trained as the network that it was calibrated as."""
+DISTILLED = {**TAUGHT, "loss.student_ce": "0", "loss.hybrid_ce": "0", "loss.temperature": "4"}
+"""On the teacher's logits alone: labels pull away from them, and the student cannot follow both in a short training."""
+SOFT = {"full": {"train.lr": "0.004"}, "short": {"train.lr": "0.002"}}
+"""Without labels the gradient is shorter, and larger steps do no harm."""
 NO_TAPS = {"taps": "[]"}
-WITH_TAPS = {**TAUGHT, "init.adapters": "regression"}
+WITH_TAPS = {**DISTILLED, "init.adapters": "regression"}
 TWIN = {**NEURON, "student.name": "twin"}
 BPTT = {**TWIN, "student.algorithm": "bptt"}
 
@@ -112,12 +116,20 @@ _TRAINED: dict[str, Row] = {
         arguments={**TAUGHT, "student.name": "twin"},
         seeds=3,
     ),
-    "kd": Row(title="+ logit KD", label="logit KD", script="distill", arguments={**TAUGHT, **NO_TAPS}, seeds=3),
+    "kd": Row(
+        title="from the teacher's weights, logit KD",
+        label="logit KD",
+        script="distill",
+        arguments={**DISTILLED, **NO_TAPS},
+        at_scale=SOFT,
+        seeds=3,
+    ),
     "joint": Row(
         title="+ hybrids, joint",
         label="joint",
         script="distill",
         arguments={**WITH_TAPS, "schedule.name": "joint"},
+        at_scale=SOFT,
         seeds=3,
     ),
     "progressive": Row(
@@ -125,13 +137,15 @@ _TRAINED: dict[str, Row] = {
         label="progressive",
         script="distill",
         arguments={**WITH_TAPS, "schedule.name": "progressive"},
-        at_scale={"short": {"taps": "[layer2]", "schedule.epochs": "[1, 2]"}},  # three epochs: no stage for each tap
+        # three epochs: no stage for each tap
+        at_scale={**SOFT, "short": {**SOFT["short"], "taps": "[layer2]", "schedule.epochs": "[1, 2]"}},
     ),
     "stochastic": Row(
         title="+ hybrids, stochastic",
         label="stochastic",
         script="distill",
         arguments={**WITH_TAPS, "schedule.name": "stochastic"},
+        at_scale=SOFT,
     ),
     "bptt": Row(
         title="BPTT from scratch",
