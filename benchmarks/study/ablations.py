@@ -56,8 +56,8 @@ _FIRST = {
 }
 """With which the study began, and missed its target for hybrids."""
 _FIRST_SAID = (
-    "the teacher's weights, leak 0.2, no gradient through the reset, statistics of the batch, learning rate 0.03, labels "
-    "and logits of temperature 2 in the loss"
+    "the teacher's weights, leak 0.2, no gradient through the reset, statistics of the batch, learning rate 0.03, "
+    "labels and logits of temperature 2 in the loss"
 )
 _STEPS = {
     "first": _FIRST,
