@@ -39,6 +39,9 @@ class TeacherConfig:
     """How images are resized; None: as the pretrained weights came with, else bilinear."""
     crop_pct: float | None = None
     """Share of the image that the centre crop of evaluation keeps; None: see interpolation, else 1."""
+    crop_mode: Literal["center", "squash", "border"] | None = None
+    """What evaluation does with images of another aspect ratio. center: crop the longer side; squash: resize them to
+    that of the input; border: keep all of them, with a border of the mean. None: see interpolation, else center."""
     min_top1: float | None = None
     """Accuracy in percent below which nothing is learned from it; None: what guessing hardly ever reaches; 0: any."""
 

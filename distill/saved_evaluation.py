@@ -109,6 +109,7 @@ def _result(
         "parameters": parameters,
         "input_size": list(size),
         "crop_pct": preprocessing.crop_pct,
+        "crop_mode": preprocessing.crop_mode,
         "interpolation": preprocessing.interpolation,
         "recalibration_images": found[own].recalibration_images,
         "top1_by_timesteps": {steps: row["top1"] for steps, row in rows.items()},

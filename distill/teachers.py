@@ -92,7 +92,7 @@ def teacher_preprocessing(config: TeacherConfig, group: str = "teacher") -> Prep
         ann = create_ann(config.name, kwargs=config.kwargs)  # without weights: only its data configuration is wanted
         known = timm.data.resolve_model_data_config(ann)
     values: dict[str, Any] = {}
-    for name in ("input_size", "mean", "std", "interpolation", "crop_pct"):
+    for name in ("input_size", "mean", "std", "interpolation", "crop_pct", "crop_mode"):
         value = getattr(config, name)
         values[name] = known.get(name) if value is None else value
     missing = [f"{group}.{name}" for name in ("input_size", "mean", "std") if values[name] is None]
@@ -107,4 +107,5 @@ def teacher_preprocessing(config: TeacherConfig, group: str = "teacher") -> Prep
         std=tuple(values["std"]),
         interpolation=values["interpolation"] or "bilinear",
         crop_pct=values["crop_pct"] or 1.0,
+        crop_mode=values["crop_mode"] or "center",
     )

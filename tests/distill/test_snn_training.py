@@ -100,8 +100,9 @@ def test_the_saved_network_can_be_used_and_says_what_it_is(finished):
     snn = models.load_snn(folder / "student")
     assert snn(torch.zeros(2, 1, 8, 8)).shape == (2, 10) and snn.spec["width"] == 8
     assert snn.spec["extra"] == dict(
-        input_size=[1, 8, 8], mean=[0.3], std=[0.4], interpolation="bilinear", crop_pct=1.0, classes=[*"0123456789"]
-    )
+        input_size=[1, 8, 8], mean=[0.3], std=[0.4], interpolation="bilinear", crop_pct=1.0, crop_mode="center",
+        classes=[*"0123456789"],
+    )  # fmt: skip
     card = (folder / "student" / "README.md").read_text()
     assert "Trained on labels, from the start" in card and resolved(config).strip() in card
 

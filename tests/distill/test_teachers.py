@@ -1,5 +1,7 @@
 """Where a teacher's weights and its preprocessing come from."""
 
+import dataclasses
+
 import pytest
 import timm
 import torch
@@ -78,13 +80,15 @@ def test_an_unknown_network_or_argument_is_refused():
 
 def test_the_preprocessing_is_that_of_the_configuration():
     config = TeacherConfig(
-        input_size=[3, 8, 9], mean=[0.1, 0.2, 0.3], std=[1.0, 2.0, 3.0], interpolation="bicubic", crop_pct=0.5
-    )
+        input_size=[3, 8, 9], mean=[0.1, 0.2, 0.3], std=[1.0, 2.0, 3.0], interpolation="bicubic", crop_pct=0.5,
+        crop_mode="border",
+    )  # fmt: skip
     assert teacher_preprocessing(config) == Preprocessing(
-        input_size=(3, 8, 9), mean=(0.1, 0.2, 0.3), std=(1.0, 2.0, 3.0), interpolation="bicubic", crop_pct=0.5
-    )
+        input_size=(3, 8, 9), mean=(0.1, 0.2, 0.3), std=(1.0, 2.0, 3.0), interpolation="bicubic", crop_pct=0.5,
+        crop_mode="border",
+    )  # fmt: skip
     silent = teacher_preprocessing(TeacherConfig(**TEACHER))
-    assert (silent.interpolation, silent.crop_pct) == ("bilinear", 1.0)
+    assert (silent.interpolation, silent.crop_pct, silent.crop_mode) == ("bilinear", 1.0, "center")
 
 
 @pytest.mark.parametrize("missing", ["input_size", "mean", "std"])
@@ -94,13 +98,20 @@ def test_own_weights_without_their_normalisation_are_refused_by_field(missing):
         teacher_preprocessing(TeacherConfig(**values, weights="somewhere"))
 
 
-def test_pretrained_weights_bring_their_preprocessing_and_the_configuration_has_the_last_word():
-    known = timm.data.resolve_model_data_config(timm.create_model("resnet18"))
+@pytest.mark.parametrize(
+    ("name", "crop_mode"), [("resnet18", "center"), ("tf_efficientnetv2_b3.in21k_ft_in1k", "squash")]
+)
+def test_pretrained_weights_bring_all_of_their_preprocessing(name, crop_mode):
+    known = timm.data.resolve_model_data_config(timm.create_model(name))
+    found = teacher_preprocessing(TeacherConfig(name=name, pretrained=True))
+    assert found == Preprocessing(**known) and found.crop_mode == crop_mode  # a field that we do not know is an error
+
+
+def test_the_configuration_has_the_last_word_over_pretrained_weights():
     found = teacher_preprocessing(TeacherConfig(pretrained=True))
-    assert found == Preprocessing(**{name: known[name] for name in
-                                     ("input_size", "mean", "std", "interpolation", "crop_pct")})  # fmt: skip
-    other = teacher_preprocessing(TeacherConfig(pretrained=True, input_size=[3, 64, 64], crop_pct=0.5))
-    assert (other.input_size, other.crop_pct, other.mean) == ((3, 64, 64), 0.5, found.mean)
+    values = dict(input_size=[3, 64, 64], crop_pct=0.5, crop_mode="squash")
+    other = teacher_preprocessing(TeacherConfig(pretrained=True, **values))
+    assert other == dataclasses.replace(found, **values | dict(input_size=(3, 64, 64)))
 
 
 def test_pretrained_weights_with_another_number_of_classes_are_refused():
