@@ -49,6 +49,7 @@ def run(config: EvaluationConfig) -> dict[str, Any]:
         trackers=[], mixed_precision=config.mixed_precision, compile=config.compile, threads=config.threads
     )
     accelerator = start(settings, False, "run: {}").accelerator
+    log.info("images: %s", preprocessing)
     data = load_data(config.data, preprocessing, settings.seed, network.timesteps)
     _check_classes(network, data, config.model)
     if config.recalibrate and len(data.train) == 0:

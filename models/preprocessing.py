@@ -56,6 +56,11 @@ class Preprocessing:
         """In JSON types, as a saved network says it under "extra"; `preprocessing_of` reads it."""
         return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
 
+    def __str__(self) -> str:
+        """One line for people, with values as a configuration states them."""
+        size = "x".join(map(str, self.input_size))
+        return ", ".join([size, *(f"{name} {v}" for name, v in self.entries().items() if name != "input_size")])
+
 
 def preprocessing_of(spec: Mapping[str, Any]) -> Preprocessing:
     """How the images of a saved network are made.

@@ -1,6 +1,7 @@
 """Where a teacher's weights and its preprocessing come from."""
 
 import dataclasses
+import json
 
 import pytest
 import timm
@@ -94,8 +95,56 @@ def test_the_preprocessing_is_that_of_the_configuration():
 @pytest.mark.parametrize("missing", ["input_size", "mean", "std"])
 def test_own_weights_without_their_normalisation_are_refused_by_field(missing):
     values = {name: value for name, value in TEACHER.items() if name != missing}
-    with pytest.raises(ValueError, match=rf"set teacher\.{missing};"):
+    optional = r"teacher\.interpolation .*teacher\.crop_pct .*teacher\.crop_mode "
+    with pytest.raises(ValueError, match=rf"set teacher\.{missing}; optional: {optional}.*teacher\.pretrained"):
         teacher_preprocessing(TeacherConfig(**values, weights="somewhere"))
+
+
+KEPT = Preprocessing(
+    input_size=(1, 9, 8), mean=(0.1,), std=(0.2,), interpolation="bicubic", crop_pct=0.95, crop_mode="squash"
+)
+SILENT = {name: TEACHER[name] for name in ("kwargs", "cifar_stem")}
+
+
+def kept(folder, **spec):
+    (folder / "config.json").write_text(json.dumps({"name": "resnet18", **spec}))
+    return saved(folder)
+
+
+@pytest.mark.parametrize("form", ["file", "folder"])
+def test_a_folder_of_train_teacher_says_how_its_images_are_made(tmp_path, form):
+    network = kept(tmp_path, extra=KEPT.entries())
+    path = str(tmp_path / "model.safetensors" if form == "file" else tmp_path)
+    config = TeacherConfig(**SILENT, weights=path)
+    assert teacher_preprocessing(config) == KEPT
+    assert equal(build_teacher(config, 10).state_dict(), network.state_dict())  # of as many channels
+    other = TeacherConfig(**SILENT, weights=path, mean=[0.5], crop_mode="center")
+    assert teacher_preprocessing(other) == dataclasses.replace(KEPT, mean=(0.5,), crop_mode="center")
+
+
+def test_a_folder_that_says_nothing_of_its_images_leaves_them_to_the_configuration(tmp_path):
+    kept(tmp_path)
+    assert teacher_preprocessing(TeacherConfig(**TEACHER, weights=str(tmp_path))).interpolation == "bilinear"
+    with pytest.raises(ValueError, match=r"set teacher\.input_size, teacher\.mean, teacher\.std;"):
+        teacher_preprocessing(TeacherConfig(**SILENT, weights=str(tmp_path)))
+    kept(tmp_path, extra=KEPT.entries())
+    (tmp_path / "model.safetensors").rename(tmp_path / "other.safetensors")  # not what config.json is of
+    with pytest.raises(ValueError, match=r"set teacher\.input_size"):
+        teacher_preprocessing(TeacherConfig(**SILENT, weights=str(tmp_path / "other.safetensors")))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "Expecting property name"),
+        ('{"extra": {"input_size": [1, 8, 8]}}', r"extra\.mean is missing"),
+        ('{"extra": {"input_size": [1, 8, 8], "mean": [0], "std": [0]}}', r"std is \(0,\)"),
+    ],
+)
+def test_a_broken_configuration_beside_the_weights_is_named(tmp_path, text, message):
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(ValueError, match=rf"{tmp_path / 'config.json'}: .*{message}"):
+        teacher_preprocessing(TeacherConfig(**TEACHER, weights=str(tmp_path)))
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,12 @@ def test_all_of_it_comes_back_from_json():
     assert pre.entries().keys() == WRITTEN.keys()
 
 
+def test_it_is_one_line_of_what_a_configuration_says():
+    assert str(Preprocessing(**WRITTEN)) == (
+        "3x8x9, mean [0.1, 0.2, 0.3], std [1.0, 2.0, 3.0], interpolation bicubic, crop_pct 0.5, crop_mode squash"
+    )
+
+
 def test_networks_that_were_saved_before_crop_mode_are_cropped_in_the_middle():
     extra = Preprocessing(**WRITTEN).entries()
     del extra["crop_mode"]
