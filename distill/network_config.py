@@ -44,7 +44,8 @@ class TeacherConfig:
     """What evaluation does with images of another aspect ratio. center: crop the longer side; squash: resize them to
     that of the input; border: keep all of them, with a border of the mean. None: see interpolation, else center."""
     min_top1: float | None = None
-    """Accuracy in percent below which nothing is learned from it; None: what guessing hardly ever reaches; 0: any."""
+    """Accuracy in percent below which nothing is learned from it; None: what guessing hardly ever reaches; 0: any.
+    In an evaluation, too, where None only warns."""
 
     def __post_init__(self) -> None:
         check(not (self.pretrained and self.weights), "weights", self.weights, "none with pretrained")

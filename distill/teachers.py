@@ -102,6 +102,29 @@ def teacher_preprocessing(config: TeacherConfig, group: str = "teacher") -> Prep
     return Preprocessing(**known)
 
 
+def check_same_images(config: TeacherConfig, network: Preprocessing) -> None:
+    """One image is shown to a network and to the teacher beside it, made as the network wants it.
+
+    Args:
+        network: what that is. Fields that nobody stated of the teacher are not compared.
+
+    Raises:
+        ValueError: names the fields in which the teacher wants another one, with both values.
+    """
+    known = _known_preprocessing(config)
+    wanted = {name: list(value) if isinstance(value, tuple) else value for name, value in known.items()}
+    pairs = {name: (value, network.entries()[name]) for name, value in wanted.items()}
+    different = {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
+    if different:
+        shown = "; ".join(f"{name} {teachers}, the network's {own}" for name, (teachers, own) in different.items())
+        options = " ".join(f"--teacher.{name} '{own}'" for name, (_, own) in different.items())
+        raise ValueError(
+            f"the teacher {config.name!r} wants other images than the network, beside which it is judged on the "
+            f"network's: {shown}. Name a teacher of the same images or, to judge this one on these all the same, "
+            f"say {options}"
+        )
+
+
 def _known_preprocessing(config: TeacherConfig) -> dict[str, Any]:
     """Fields of `Preprocessing` that somebody stated: the configuration or, where it is silent, who left weights."""
     known = _beside(config.weights)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 
 import pytest
 import timm
@@ -11,7 +12,14 @@ from toy_runs import TEACHER, equal
 
 from distill import TeacherConfig, teachers
 from distill.data import Preprocessing
-from distill.teachers import build_teacher, check_accuracy, check_classes, has_weights, teacher_preprocessing
+from distill.teachers import (
+    build_teacher,
+    check_accuracy,
+    check_classes,
+    check_same_images,
+    has_weights,
+    teacher_preprocessing,
+)
 
 
 def saved(folder, classes=10, **changes):
@@ -161,6 +169,47 @@ def test_the_configuration_has_the_last_word_over_pretrained_weights():
     values = dict(input_size=[3, 64, 64], crop_pct=0.5, crop_mode="squash")
     other = teacher_preprocessing(TeacherConfig(pretrained=True, **values))
     assert other == dataclasses.replace(found, **values | dict(input_size=(3, 64, 64)))
+
+
+def test_a_teacher_of_other_images_is_refused_by_field_with_both_values():
+    student = teacher_preprocessing(TeacherConfig(name="resnet18.a1_in1k", pretrained=True))
+    check_same_images(TeacherConfig(name="resnet18.a1_in1k", pretrained=True), student)
+    config = TeacherConfig(name="tf_efficientnetv2_s.in1k", pretrained=True)
+    with pytest.raises(ValueError) as error:
+        check_same_images(config, student)
+    for text in (
+        "'tf_efficientnetv2_s.in1k' wants other images",
+        "network's: input_size [3, 300, 300], the network's [3, 224, 224]; ",
+        "; mean [0.5, 0.5, 0.5], the network's [0.485, 0.456, 0.406]; ",
+        "; crop_pct 1.0, the network's 0.95. ",
+        "say --teacher.input_size '[3, 224, 224]' --teacher.mean '[0.485, 0.456, 0.406]' --teacher.std ",
+    ):
+        assert text in str(error.value)
+    assert "interpolation" not in str(error.value)  # the same
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "other"),
+    [
+        ("input_size", [1, 8, 8], [1, 8, 9]),
+        ("mean", [0.3], [0.25]),
+        ("std", [0.4], [0.5]),
+        ("interpolation", "bilinear", "bicubic"),
+        ("crop_pct", 1.0, 0.9),
+        ("crop_mode", "center", "squash"),
+    ],
+)
+def test_each_field_that_is_stated_of_a_teacher_is_compared_and_no_other(tmp_path, field, value, other):
+    network = Preprocessing(input_size=(1, 8, 8), mean=(0.3,), std=(0.4,))
+    check_same_images(TeacherConfig(**SILENT, weights="somewhere"), network)
+    check_same_images(TeacherConfig(**SILENT, weights="somewhere", **{field: value}), network)
+    message = rf"network's: {field} {re.escape(str(other))}, the network's {re.escape(str(value))}\. "
+    with pytest.raises(ValueError, match=message):
+        check_same_images(TeacherConfig(**SILENT, weights="somewhere", **{field: other}), network)
+    kept(tmp_path, extra=network.entries() | {field: other})
+    with pytest.raises(ValueError, match=message):
+        check_same_images(TeacherConfig(**SILENT, weights=str(tmp_path)), network)
+    check_same_images(TeacherConfig(**SILENT, weights=str(tmp_path), **{field: value}), network)  # stated: it wins
 
 
 def test_pretrained_weights_with_another_number_of_classes_are_refused():
