@@ -274,7 +274,8 @@ class EvaluationConfig:
     data: DataConfig = field(default_factory=DataConfig)
     """The images; their size and normalisation are the network's."""
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
-    """With pretrained or weights: the network's predictions are compared with this one's, too."""
+    """With pretrained or weights: the network's predictions are compared with this one's, too. It sees the network's
+    images: what is stated of its own, or came with its weights, must be the same."""
     timesteps: list[int] = field(default_factory=list)
     """Numbers of time steps to evaluate at, besides the network's own, e.g. 1,2,4,8."""
     recalibrate: bool = False

@@ -69,6 +69,7 @@ def run(config: DistillConfig, session: Session, resume: bool) -> dict[str, Any]
     accelerator, seed, workers = session.accelerator, config.run.seed, config.data.workers
     check_precision(config.student, accelerator.mixed_precision)
     preprocessing = teacher_preprocessing(config.teacher)
+    log.info("images: %s", preprocessing)
     data = load_data(config.data, preprocessing, seed, config.student.timesteps)
     log.info("%d images to train on, %d to evaluate on, %d classes", len(data.train), len(data.eval), len(data.classes))
     teacher = build_teacher(config.teacher, len(data.classes)).to(accelerator.device)
@@ -86,7 +87,7 @@ def run(config: DistillConfig, session: Session, resume: bool) -> dict[str, Any]
         whole = load_data(config.data, preprocessing, seed) if is_events(config.data) else data  # sums over time
         each = prepare_loader(accelerator, eval_loader(whole.eval, config.teacher_train.batch_size, workers=workers))
         teacher = train_teacher(
-            session, whole, each, config.teacher, config.teacher_train, config.run.seed, workers, resume
+            session, whole, each, config.teacher, preprocessing, config.teacher_train, seed, workers, resume
         )
         # training it has ended what Accelerate knew of loaders
         loader = prepare_loader(accelerator, eval_loader(data.eval, config.train.batch_size, workers=workers))

@@ -26,21 +26,26 @@ class TeacherConfig:
     pretrained: bool = False
     """Load timm's weights, from the hub or its cache."""
     weights: str | None = None
-    """A safetensors file, or a folder that holds model.safetensors, with the teacher's weights."""
+    """A safetensors file, or a folder that holds model.safetensors, with the teacher's weights. A folder that
+    train_teacher.py wrote also says how its images are made: the fields below need not be set."""
     input_size: list[int] | None = None
-    """Images as [channels, height, width]; None: what the pretrained weights came with. Event data: [2, height, width],
-    to which frames are resized."""
+    """Images as [channels, height, width]; None: what the weights came with. Event data: [2, height, width], to which
+    frames are resized."""
     mean: list[float] | None = None
     """Mean of each channel that the teacher was trained with, for values in [0, 1]; None: see input_size. Event data:
     of a pixel's events in a whole recording; [0, 0] and a std of [1, 1] leave counts as they are."""
     std: list[float] | None = None
     """Standard deviation of each channel, likewise."""
     interpolation: Literal["bilinear", "bicubic", "nearest"] | None = None
-    """How images are resized; None: as the pretrained weights came with, else bilinear."""
+    """How images are resized; None: as the weights came with, else bilinear."""
     crop_pct: float | None = None
     """Share of the image that the centre crop of evaluation keeps; None: see interpolation, else 1."""
+    crop_mode: Literal["center", "squash", "border"] | None = None
+    """What evaluation does with images of another aspect ratio. center: crop the longer side; squash: resize them to
+    that of the input; border: keep all of them, with a border of the mean. None: see interpolation, else center."""
     min_top1: float | None = None
-    """Accuracy in percent below which nothing is learned from it; None: what guessing hardly ever reaches; 0: any."""
+    """Accuracy in percent below which nothing is learned from it; None: what guessing hardly ever reaches; 0: any.
+    In an evaluation, too, where None only warns."""
 
     def __post_init__(self) -> None:
         check(not (self.pretrained and self.weights), "weights", self.weights, "none with pretrained")

@@ -150,11 +150,4 @@ def leave_report(
 
 def image_extra(preprocessing: Preprocessing, data: Splits) -> dict[str, Any]:
     """What a saved network says of its images and classes, in JSON types."""
-    return {
-        "input_size": list(preprocessing.input_size),
-        "mean": list(preprocessing.mean),
-        "std": list(preprocessing.std),
-        "interpolation": preprocessing.interpolation,
-        "crop_pct": preprocessing.crop_pct,
-        "classes": list(data.classes),
-    }
+    return preprocessing.entries() | {"classes": list(data.classes)}

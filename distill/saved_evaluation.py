@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from distill.config import EvaluationConfig, RunConfig
+from distill.config import EvaluationConfig, RunConfig, TeacherConfig
 from distill.data import Preprocessing, Splits, load_data, skipped_images
 from distill.data.event_config import is_events
 from distill.energy import assumptions
@@ -22,7 +22,7 @@ from distill.judgement import BINS
 from distill.network_energy import NetworkEnergy
 from distill.report import rate_warnings, versions, warn_of_skipped
 from distill.session import start
-from distill.teachers import build_teacher, check_classes, has_weights
+from distill.teachers import build_teacher, check_accuracy, check_classes, check_same_images, has_weights
 from models import SpikingNetwork, load_snn
 from models.hub import saved_network
 from models.io import CONFIG, replace_text
@@ -41,14 +41,18 @@ def run(config: EvaluationConfig) -> dict[str, Any]:
     Raises:
         FileNotFoundError: if the folder holds no network.
         ValueError: if the data has other classes than the network, or says nothing of how its images are made; if
-            statistics are to be estimated anew where there are none, or no images for it.
+            statistics are to be estimated anew where there are none, or no images for it; if the teacher wants other
+            images than the network, or is less accurate than was asked for.
     """
     network = load_network(config.model)
     preprocessing = images_of(network, config.model)
+    if has_weights(config.teacher):
+        check_same_images(config.teacher, preprocessing)
     settings = RunConfig(
         trackers=[], mixed_precision=config.mixed_precision, compile=config.compile, threads=config.threads
     )
     accelerator = start(settings, False, "run: {}").accelerator
+    log.info("images: %s", preprocessing)
     data = load_data(config.data, preprocessing, settings.seed, network.timesteps)
     _check_classes(network, data, config.model)
     if config.recalibrate and len(data.train) == 0:
@@ -68,6 +72,8 @@ def run(config: EvaluationConfig) -> dict[str, Any]:
             cut = load_data(config.data, preprocessing, settings.seed, steps)
         exits = steps == wanted[-1] and bool(config.exit_thresholds)
         found[steps] = evaluator.at(steps, cut, settings.seed, exits)
+        if steps == wanted[0]:
+            _check_teacher(config.teacher, found[steps], len(cut.eval), len(data.classes))
     network.timesteps = own
     skipped = list(skipped_images(accelerator, data.eval))
     result = _result(config, network, preprocessing, len(data.eval), skipped, found, energy)
@@ -109,6 +115,7 @@ def _result(
         "parameters": parameters,
         "input_size": list(size),
         "crop_pct": preprocessing.crop_pct,
+        "crop_mode": preprocessing.crop_mode,
         "interpolation": preprocessing.interpolation,
         "recalibration_images": found[own].recalibration_images,
         "top1_by_timesteps": {steps: row["top1"] for steps, row in rows.items()},
@@ -153,6 +160,18 @@ def images_of(network: SpikingNetwork | Hybrid, model: str) -> Preprocessing:
         return preprocessing_of(network.spec)
     except ValueError as error:
         raise ValueError(f"{model}/{CONFIG}: {error}") from error
+
+
+def _check_teacher(config: TeacherConfig, at: AtTimesteps, images: int, classes: int) -> None:
+    """A teacher below the bound that somebody stated is refused; one that guesses is a warning: it cost nothing."""
+    if at.teacher is None:
+        return
+    try:
+        check_accuracy(config, at.teacher.top1, images, classes)
+    except ValueError as error:
+        if config.min_top1 is not None:
+            raise
+        log.warning("warning: %s", error)
 
 
 def _check_classes(network: SpikingNetwork | Hybrid, data: Splits, folder: str) -> None:

@@ -56,6 +56,7 @@ def run(config: SnnTrainingConfig, session: Session, resume: bool) -> dict[str, 
     started = time.perf_counter()
     accelerator, seed, workers = session.accelerator, config.run.seed, config.data.workers
     preprocessing = teacher_preprocessing(config.ann, "ann")
+    log.info("images: %s", preprocessing)
     data = load_data(config.data, preprocessing, seed, config.student.timesteps)
     log.info("%d images to train on, %d to evaluate on, %d classes", len(data.train), len(data.eval), len(data.classes))
     check_precision(config.student, accelerator.mixed_precision)

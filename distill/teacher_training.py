@@ -13,7 +13,7 @@ from distill.backward import once
 from distill.batch_size import batch_that_fits
 from distill.checkpoints import Checkpoints
 from distill.config import TeacherConfig, TeacherTrainingConfig, TrainConfig
-from distill.data import Splits, eval_loader, load_data, prepare_loader, skipped_images, train_loader
+from distill.data import Preprocessing, Splits, eval_loader, load_data, prepare_loader, skipped_images, train_loader
 from distill.evaluation import top1
 from distill.loop import fit
 from distill.losses import cross_entropy
@@ -34,6 +34,7 @@ def train_teacher(
     data: Splits,
     loader: DataLoader,
     teacher_config: TeacherConfig,
+    preprocessing: Preprocessing,
     config: TrainConfig,
     seed: int,
     workers: int | None,
@@ -43,6 +44,7 @@ def train_teacher(
 
     Args:
         loader: of the evaluation images, prepared.
+        preprocessing: how the images are made, which is kept with the weights.
 
     Returns:
         the network on the device, in evaluation mode.
@@ -79,7 +81,8 @@ def train_teacher(
         network.set_grad_checkpointing(False)  # type: ignore[operator]  # its blocks would run around the hooks at their taps
     if accelerator.is_main_process:
         path.mkdir(exist_ok=True)
-        replace_text(path / CONFIG, json.dumps(network.ann_spec, indent=2) + "\n")
+        spec = {**network.ann_spec, "extra": preprocessing.entries()}  # type: ignore[dict-item]
+        replace_text(path / CONFIG, json.dumps(spec, indent=2) + "\n")
         save_weights(network, path / WEIGHTS)  # the last file: where it is, the teacher is whole
         log.info("the teacher, trained in %.0f s, is kept in %s", result.seconds, path)
     accelerator.wait_for_everyone()
@@ -103,11 +106,12 @@ def checkpoint_blocks(network: nn.Module) -> None:
 def run(config: TeacherTrainingConfig, session: Session, resume: bool) -> dict:
     """The job of scripts/train_teacher.py; returns the summary that it writes."""
     accelerator = session.accelerator
-    data = load_data(config.data, teacher_preprocessing(config.teacher), config.run.seed)
+    preprocessing = teacher_preprocessing(config.teacher)
+    log.info("images: %s", preprocessing)
+    data = load_data(config.data, preprocessing, config.run.seed)
     loader = prepare_loader(accelerator, eval_loader(data.eval, config.train.batch_size, workers=config.data.workers))
-    teacher = train_teacher(
-        session, data, loader, config.teacher, config.train, config.run.seed, config.data.workers, resume
-    )
+    seed, workers = config.run.seed, config.data.workers
+    teacher = train_teacher(session, data, loader, config.teacher, preprocessing, config.train, seed, workers, resume)
     loader = prepare_loader(accelerator, eval_loader(data.eval, config.train.batch_size, workers=config.data.workers))
     accuracy = top1(accelerator, loader, lambda images: {"teacher_top1": teacher(images)})
     skipped = list(skipped_images(accelerator, data.train, data.eval))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,8 @@ from torch import nn
 from distill.config import TeacherConfig
 from distill.data import Preprocessing
 from models import create_ann, load_weights
-from models.io import WEIGHTS
+from models.io import CONFIG, WEIGHTS
+from models.preprocessing import preprocessing_of
 
 
 def has_weights(config: TeacherConfig) -> bool:
@@ -31,7 +34,7 @@ def build_teacher(config: TeacherConfig, num_classes: int, weights: str | Path |
         FileNotFoundError: if there are no such weights.
         ValueError: for an unknown network or argument, or weights that do not fit.
     """
-    in_chans = 3 if config.input_size is None else config.input_size[0]
+    in_chans = (config.input_size or _beside(config.weights).get("input_size") or [3])[0]
     path = weights or config.weights
     teacher = create_ann(
         config.name, num_classes, in_chans, config.cifar_stem, config.pretrained and path is None, config.kwargs
@@ -79,7 +82,7 @@ def check_accuracy(config: TeacherConfig, top1: float, images: int, classes: int
 
 
 def teacher_preprocessing(config: TeacherConfig, group: str = "teacher") -> Preprocessing:
-    """The images that the network expects: as its pretrained weights came with, where the configuration is silent.
+    """The images that the network expects: as its weights came with, where the configuration is silent.
 
     Args:
         group: what the configuration is called where a user sets it.
@@ -87,24 +90,70 @@ def teacher_preprocessing(config: TeacherConfig, group: str = "teacher") -> Prep
     Raises:
         ValueError: names the fields to set where neither says anything.
     """
-    known: dict = {}
+    known = _known_preprocessing(config)
+    missing = [f"{group}.{name}" for name in ("input_size", "mean", "std") if name not in known]
+    if missing:
+        optional = f"{group}.interpolation (else bilinear), {group}.crop_pct (else 1), {group}.crop_mode (else center)"
+        raise ValueError(
+            f"how the {group}'s images are sized and normalised is not known: set {', '.join(missing)}; optional: "
+            f"{optional}. Weights loaded with {group}.pretrained bring all of it along, and so does a folder as "
+            f"{group}.weights that scripts/train_teacher.py wrote"
+        )
+    return Preprocessing(**known)
+
+
+def check_same_images(config: TeacherConfig, network: Preprocessing) -> None:
+    """One image is shown to a network and to the teacher beside it, made as the network wants it.
+
+    Args:
+        network: what that is. Fields that nobody stated of the teacher are not compared.
+
+    Raises:
+        ValueError: names the fields in which the teacher wants another one, with both values.
+    """
+    known = _known_preprocessing(config)
+    wanted = {name: list(value) if isinstance(value, tuple) else value for name, value in known.items()}
+    pairs = {name: (value, network.entries()[name]) for name, value in wanted.items()}
+    different = {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
+    if different:
+        shown = "; ".join(f"{name} {teachers}, the network's {own}" for name, (teachers, own) in different.items())
+        options = " ".join(f"--teacher.{name} '{own}'" for name, (_, own) in different.items())
+        raise ValueError(
+            f"the teacher {config.name!r} wants other images than the network, beside which it is judged on the "
+            f"network's: {shown}. Name a teacher of the same images or, to judge this one on these all the same, "
+            f"say {options}"
+        )
+
+
+def _known_preprocessing(config: TeacherConfig) -> dict[str, Any]:
+    """Fields of `Preprocessing` that somebody stated: the configuration or, where it is silent, who left weights."""
+    known = _beside(config.weights)
     if config.pretrained:
         ann = create_ann(config.name, kwargs=config.kwargs)  # without weights: only its data configuration is wanted
         known = timm.data.resolve_model_data_config(ann)
-    values: dict[str, Any] = {}
-    for name in ("input_size", "mean", "std", "interpolation", "crop_pct"):
-        value = getattr(config, name)
-        values[name] = known.get(name) if value is None else value
-    missing = [f"{group}.{name}" for name in ("input_size", "mean", "std") if values[name] is None]
-    if missing:
-        raise ValueError(
-            f"how the {group}'s images are sized and normalised is not known: set {', '.join(missing)}; only weights "
-            f"loaded with {group}.pretrained bring them along"
-        )
-    return Preprocessing(
-        input_size=tuple(values["input_size"]),
-        mean=tuple(values["mean"]),
-        std=tuple(values["std"]),
-        interpolation=values["interpolation"] or "bilinear",
-        crop_pct=values["crop_pct"] or 1.0,
-    )
+    names = [field.name for field in fields(Preprocessing)]
+    stated = {name: value for name in names if (value := getattr(config, name)) is not None}
+    values = {name: known[name] for name in names if name in known} | stated
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+
+
+def _beside(weights: str | None) -> dict[str, Any]:
+    """What `train_teacher` wrote of the images; empty for weights of elsewhere, or of before it did.
+
+    Args:
+        weights: its folder, or the file in it.
+
+    Raises:
+        ValueError: if that cannot be read; names the file.
+    """
+    path = Path(weights or "")
+    if weights is None or not (path.is_dir() or path.name == WEIGHTS):
+        return {}
+    file = (path if path.is_dir() else path.parent) / CONFIG
+    if not file.is_file():
+        return {}
+    try:
+        spec = json.loads(file.read_text())
+        return asdict(preprocessing_of(spec)) if isinstance(spec, dict) and "extra" in spec else {}
+    except ValueError as error:  # of JSON, too
+        raise ValueError(f"{file}: {error}") from error

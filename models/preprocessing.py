@@ -6,7 +6,7 @@ Shapes: C channels, H x W the input size, h x w an image as it was decoded.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from timm.data.transforms_factory import create_transform
 from torch import Tensor
 
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
+CROP_MODES = ("center", "squash", "border")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +31,10 @@ class Preprocessing:
     interpolation: str = "bilinear"
     """How images are resized: nearest, bilinear, bicubic, box, hamming or lanczos."""
     crop_pct: float = 1.0
-    """Evaluation resizes the shorter side to input / crop_pct, then crops the centre; in (0, 1]."""
+    """Evaluation resizes to input / crop_pct, then crops the centre; in (0, 1]."""
+    crop_mode: str = "center"
+    """What is resized to input / crop_pct. center: the shorter side, and more of the longer one is cropped; squash:
+    both sides, whatever the aspect ratio was; border: the longer side, with a border of the mean on the shorter one."""
 
     def __post_init__(self) -> None:
         if len(self.input_size) != 3 or min(self.input_size) < 1:
@@ -45,6 +49,17 @@ class Preprocessing:
             raise ValueError(f"interpolation is {self.interpolation!r}; allowed: {', '.join(INTERPOLATIONS)}")
         if not 0.0 < self.crop_pct <= 1.0:
             raise ValueError(f"crop_pct is {self.crop_pct}; allowed: values in (0, 1]")
+        if self.crop_mode not in CROP_MODES:
+            raise ValueError(f"crop_mode is {self.crop_mode!r}; allowed: {', '.join(CROP_MODES)}")
+
+    def entries(self) -> dict[str, Any]:
+        """In JSON types, as a saved network says it under "extra"; `preprocessing_of` reads it."""
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+
+    def __str__(self) -> str:
+        """One line for people, with values as a configuration states them."""
+        size = "x".join(map(str, self.input_size))
+        return ", ".join([size, *(f"{name} {v}" for name, v in self.entries().items() if name != "input_size")])
 
 
 def preprocessing_of(spec: Mapping[str, Any]) -> Preprocessing:
@@ -64,6 +79,7 @@ def preprocessing_of(spec: Mapping[str, Any]) -> Preprocessing:
             std=tuple(extra["std"]),
             interpolation=extra.get("interpolation", "bilinear"),
             crop_pct=extra.get("crop_pct", 1.0),
+            crop_mode=extra.get("crop_mode", "center"),  # all that was known when it was not written
         )
     except KeyError as error:
         missing = f"extra.{error.args[0]} is missing"
@@ -73,14 +89,19 @@ def preprocessing_of(spec: Mapping[str, Any]) -> Preprocessing:
 
 
 def resize_and_crop(pre: Preprocessing) -> Callable[[Image.Image], Tensor]:
-    """timm's evaluation, as far as uint8 values (C, H, W): shorter side to input / crop_pct, centre crop.
+    """timm's evaluation, as far as uint8 values (C, H, W): resized as `crop_mode` says, centre crop.
 
     An image that already has the input size passes unchanged when crop_pct is 1; below 1 timm enlarges and crops it,
     and so do we.
     """
     return create_transform(
-        pre.input_size, interpolation=pre.interpolation, crop_pct=pre.crop_pct, normalize=False
-    )  # which stops timm after the crop
+        pre.input_size,
+        interpolation=pre.interpolation,
+        mean=pre.mean,  # of the border
+        crop_pct=pre.crop_pct,
+        crop_mode=pre.crop_mode,
+        normalize=False,  # which stops timm after the crop
+    )
 
 
 class Normalize:

@@ -13,7 +13,8 @@ HOLDOUT = 5  # every fifth image of a class is held out
 def load_digits(pre: Preprocessing) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The digits at the teacher's input size.
 
-    The grey value is repeated in every channel. `crop_pct` plays no part: the digits fill their image.
+    The grey value is repeated in every channel. `crop_pct` and `crop_mode` play no part: the digits fill
+    their image.
 
     Returns:
         images, uint8 (1797, H, W), labels, int64 (1797,), and which of them are held out, bool (1797,).

@@ -35,7 +35,7 @@ class EventTransform:
     events in the whole recording. Training frames are shifted and flipped, all T in the same way.
 
     Args:
-        pre: the input size, to which frames are resized, mean and std; `crop_pct` has no effect.
+        pre: the input size, to which frames are resized, mean and std; `crop_pct` and `crop_mode` have no effect.
         timesteps: T; None for the sum over time.
         shift: most pixels of the random shift in each direction, of the resized frames; what leaves on one side comes
             back on the other.

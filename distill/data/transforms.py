@@ -54,7 +54,7 @@ class BatchTransform(Transform[Tensor]):
 
 
 class EvalTransform(BatchTransform):
-    """timm's evaluation: shorter side to input / crop_pct, centre crop, normalise. Nothing is random."""
+    """timm's evaluation: resized as `crop_mode` says, centre crop, normalise. Nothing is random."""
 
     def __init__(self, pre: Preprocessing):
         self.stored_shape = pre.input_size

@@ -39,7 +39,7 @@ OVERRIDES = {
     "teacher": dict(
         name="resnet34", kwargs={"channels": [1, 2, 3, 4], "act_layer": "relu"}, cifar_stem=True, pretrained=False,
         weights="file.safetensors", input_size=[1, 8, 9], mean=[0.25], std=[0.5],
-        interpolation="bicubic", crop_pct=0.75, min_top1=12.5,
+        interpolation="bicubic", crop_pct=0.75, crop_mode="squash", min_top1=12.5,
     ),
     "teacher_train": TRAIN,
     "student": dict(

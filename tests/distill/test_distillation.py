@@ -191,9 +191,11 @@ def test_the_model_card_says_how_the_student_was_made(finished):
     assert resolved(config).strip() in card and f"{summary['student_top1']:.2f}" in card and "resnet18" in card
 
 
-def test_the_teacher_of_a_run_serves_another_one_and_gives_the_same_student(finished, tmp_path):
+def test_the_teacher_of_a_run_serves_another_one_and_gives_the_same_student(finished, tmp_path, capsys):
     folder, _, summary = finished
-    again = distil(tiny(tmp_path / "r", teacher=dict(weights=str(folder / "teacher"))))
+    silent = dict(input_size=None, mean=None, std=None)  # the folder says it
+    again = distil(tiny(tmp_path / "r", teacher=dict(weights=str(folder / "teacher"), **silent)))
+    assert f"images: {DIGITS}" in capsys.readouterr().err.splitlines()
     assert again["teacher_top1"] == summary["teacher_top1"] and not (tmp_path / "r" / "teacher").exists()
     assert equal(weights_of(tmp_path / "r"), weights_of(folder))
     assert timeless(tmp_path / "r") == timeless(folder)[EPOCHS:]

@@ -108,6 +108,42 @@ def test_a_teacher_of_other_classes_is_refused(finished, tmp_path):
         evaluate(folder / "student", teacher=config)
 
 
+def beside(folder, **options):
+    """The teacher of a run's folder, as options name it."""
+    return TeacherConfig(kwargs={"channels": [8, 8, 8, 8]}, cifar_stem=True, weights=str(folder), **options)
+
+
+def test_a_teacher_of_other_images_is_refused_before_any_data_is_read(finished, monkeypatch):
+    folder, _ = finished
+    read = []
+
+    def load(*args):
+        read.append(args)
+        return load_data(*args)
+
+    monkeypatch.setattr("distill.saved_evaluation.load_data", load)
+    message = r"mean \[0\.5\], the network's \[0\.3\]; crop_mode squash, the network's center\."
+    with pytest.raises(ValueError, match=message):
+        evaluate(folder / "student", teacher=beside(folder / "teacher", mean=[0.5], crop_mode="squash"))
+    assert not read
+
+
+def test_a_teacher_below_what_was_asked_for_is_refused_and_one_that_guesses_is_a_warning(finished, tmp_path, capsys):
+    folder, summary = finished
+    options = dict(exit_thresholds=[])
+    least = summary["teacher_top1"] + 5
+    with pytest.raises(ValueError, match=rf"'resnet18' is right on .* at least {least:.2f} % are wanted"):
+        evaluate(folder / "student", teacher=beside(folder / "teacher", min_top1=least), **options)
+    torch.manual_seed(0)
+    guesses = models.create_ann("resnet18", 10, 1, True, kwargs={"channels": [8, 8, 8, 8]})
+    save_file(guesses.state_dict(), tmp_path / "model.safetensors")
+    capsys.readouterr()
+    found = evaluate(folder / "student", teacher=beside(tmp_path, input_size=[1, 8, 8]), **options)
+    said = capsys.readouterr().err
+    assert f"warning: the teacher 'resnet18' is right on {found['teacher_top1']:.2f} % of the 30" in said
+    assert "images: 1x8x8, mean [0.3], std [0.4], interpolation bilinear" in said
+
+
 def test_statistics_of_a_network_without_training_images_are_refused(finished, monkeypatch):
     folder, _ = finished
 

@@ -65,7 +65,9 @@ def test_what_was_trained_is_kept_where_energies_or_figures_fail(finished, tmp_p
     monkeypatch.setattr("distill.frontier.spiking_costs", fails)
     summary = train(config_of(tmp_path / "r"))
     assert summary["frontier"] == [] and list(summary["student_top1_by_timesteps"]) == [1, 2]
-    assert "energies could not be counted (RuntimeError: no rule for this layer)" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "energies could not be counted (RuntimeError: no rule for this layer)" in said
+    assert "images: 1x8x8, mean [0.3], std [0.4], interpolation bilinear" in said
     monkeypatch.setattr("distill.results.judge", fails)
     with pytest.raises(RuntimeError, match="no rule"):
         train(config_of(tmp_path / "s"))
@@ -100,8 +102,9 @@ def test_the_saved_network_can_be_used_and_says_what_it_is(finished):
     snn = models.load_snn(folder / "student")
     assert snn(torch.zeros(2, 1, 8, 8)).shape == (2, 10) and snn.spec["width"] == 8
     assert snn.spec["extra"] == dict(
-        input_size=[1, 8, 8], mean=[0.3], std=[0.4], interpolation="bilinear", crop_pct=1.0, classes=[*"0123456789"]
-    )
+        input_size=[1, 8, 8], mean=[0.3], std=[0.4], interpolation="bilinear", crop_pct=1.0, crop_mode="center",
+        classes=[*"0123456789"],
+    )  # fmt: skip
     card = (folder / "student" / "README.md").read_text()
     assert "Trained on labels, from the start" in card and resolved(config).strip() in card
 

@@ -13,7 +13,7 @@ from distill import DataConfig, RunConfig, TeacherConfig, TrainConfig
 from distill.config import TeacherTrainingConfig
 from distill.runs import RunFolder
 from distill.teacher_training import run
-from distill.teachers import build_teacher
+from distill.teachers import build_teacher, teacher_preprocessing
 
 
 def config_of(folder, **train):
@@ -51,6 +51,17 @@ def test_the_kept_teacher_can_be_built_again(finished):
     assert equal(again.state_dict(), weights_of(folder, "teacher"))
     spec = json.loads((folder / "teacher" / "config.json").read_text())
     assert spec["name"] == "resnet18" and spec["num_classes"] == 10 and spec["cifar_stem"] is True
+
+
+def test_the_images_of_a_teacher_are_said_and_kept_with_it(tmp_path, capsys):
+    config = config_of(tmp_path / "r", epochs=1)
+    made = dict(interpolation="bicubic", crop_pct=0.9, crop_mode="squash")
+    train(dataclasses.replace(config, teacher=TeacherConfig(**TEACHER, **made)))
+    line = "images: 1x8x8, mean [0.3], std [0.4], interpolation bicubic, crop_pct 0.9, crop_mode squash"
+    assert line in capsys.readouterr().err.splitlines()
+    silent = {name: TEACHER[name] for name in ("kwargs", "cifar_stem")}
+    kept = TeacherConfig(**silent, weights=str(tmp_path / "r" / "teacher"))
+    assert teacher_preprocessing(kept) == teacher_preprocessing(TeacherConfig(**TEACHER, **made))
 
 
 def test_label_smoothing_enters_the_loss(finished, tmp_path):

@@ -1,5 +1,9 @@
 """Where a teacher's weights and its preprocessing come from."""
 
+import dataclasses
+import json
+import re
+
 import pytest
 import timm
 import torch
@@ -8,7 +12,14 @@ from toy_runs import TEACHER, equal
 
 from distill import TeacherConfig, teachers
 from distill.data import Preprocessing
-from distill.teachers import build_teacher, check_accuracy, check_classes, has_weights, teacher_preprocessing
+from distill.teachers import (
+    build_teacher,
+    check_accuracy,
+    check_classes,
+    check_same_images,
+    has_weights,
+    teacher_preprocessing,
+)
 
 
 def saved(folder, classes=10, **changes):
@@ -78,29 +89,127 @@ def test_an_unknown_network_or_argument_is_refused():
 
 def test_the_preprocessing_is_that_of_the_configuration():
     config = TeacherConfig(
-        input_size=[3, 8, 9], mean=[0.1, 0.2, 0.3], std=[1.0, 2.0, 3.0], interpolation="bicubic", crop_pct=0.5
-    )
+        input_size=[3, 8, 9], mean=[0.1, 0.2, 0.3], std=[1.0, 2.0, 3.0], interpolation="bicubic", crop_pct=0.5,
+        crop_mode="border",
+    )  # fmt: skip
     assert teacher_preprocessing(config) == Preprocessing(
-        input_size=(3, 8, 9), mean=(0.1, 0.2, 0.3), std=(1.0, 2.0, 3.0), interpolation="bicubic", crop_pct=0.5
-    )
+        input_size=(3, 8, 9), mean=(0.1, 0.2, 0.3), std=(1.0, 2.0, 3.0), interpolation="bicubic", crop_pct=0.5,
+        crop_mode="border",
+    )  # fmt: skip
     silent = teacher_preprocessing(TeacherConfig(**TEACHER))
-    assert (silent.interpolation, silent.crop_pct) == ("bilinear", 1.0)
+    assert (silent.interpolation, silent.crop_pct, silent.crop_mode) == ("bilinear", 1.0, "center")
 
 
 @pytest.mark.parametrize("missing", ["input_size", "mean", "std"])
 def test_own_weights_without_their_normalisation_are_refused_by_field(missing):
     values = {name: value for name, value in TEACHER.items() if name != missing}
-    with pytest.raises(ValueError, match=rf"set teacher\.{missing};"):
+    optional = r"teacher\.interpolation .*teacher\.crop_pct .*teacher\.crop_mode "
+    with pytest.raises(ValueError, match=rf"set teacher\.{missing}; optional: {optional}.*teacher\.pretrained"):
         teacher_preprocessing(TeacherConfig(**values, weights="somewhere"))
 
 
-def test_pretrained_weights_bring_their_preprocessing_and_the_configuration_has_the_last_word():
-    known = timm.data.resolve_model_data_config(timm.create_model("resnet18"))
+KEPT = Preprocessing(
+    input_size=(1, 9, 8), mean=(0.1,), std=(0.2,), interpolation="bicubic", crop_pct=0.95, crop_mode="squash"
+)
+SILENT = {name: TEACHER[name] for name in ("kwargs", "cifar_stem")}
+
+
+def kept(folder, **spec):
+    (folder / "config.json").write_text(json.dumps({"name": "resnet18", **spec}))
+    return saved(folder)
+
+
+@pytest.mark.parametrize("form", ["file", "folder"])
+def test_a_folder_of_train_teacher_says_how_its_images_are_made(tmp_path, form):
+    network = kept(tmp_path, extra=KEPT.entries())
+    path = str(tmp_path / "model.safetensors" if form == "file" else tmp_path)
+    config = TeacherConfig(**SILENT, weights=path)
+    assert teacher_preprocessing(config) == KEPT
+    assert equal(build_teacher(config, 10).state_dict(), network.state_dict())  # of as many channels
+    other = TeacherConfig(**SILENT, weights=path, mean=[0.5], crop_mode="center")
+    assert teacher_preprocessing(other) == dataclasses.replace(KEPT, mean=(0.5,), crop_mode="center")
+
+
+def test_a_folder_that_says_nothing_of_its_images_leaves_them_to_the_configuration(tmp_path):
+    kept(tmp_path)
+    assert teacher_preprocessing(TeacherConfig(**TEACHER, weights=str(tmp_path))).interpolation == "bilinear"
+    with pytest.raises(ValueError, match=r"set teacher\.input_size, teacher\.mean, teacher\.std;"):
+        teacher_preprocessing(TeacherConfig(**SILENT, weights=str(tmp_path)))
+    kept(tmp_path, extra=KEPT.entries())
+    (tmp_path / "model.safetensors").rename(tmp_path / "other.safetensors")  # not what config.json is of
+    with pytest.raises(ValueError, match=r"set teacher\.input_size"):
+        teacher_preprocessing(TeacherConfig(**SILENT, weights=str(tmp_path / "other.safetensors")))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "Expecting property name"),
+        ('{"extra": {"input_size": [1, 8, 8]}}', r"extra\.mean is missing"),
+        ('{"extra": {"input_size": [1, 8, 8], "mean": [0], "std": [0]}}', r"std is \(0,\)"),
+    ],
+)
+def test_a_broken_configuration_beside_the_weights_is_named(tmp_path, text, message):
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(ValueError, match=rf"{tmp_path / 'config.json'}: .*{message}"):
+        teacher_preprocessing(TeacherConfig(**TEACHER, weights=str(tmp_path)))
+
+
+@pytest.mark.parametrize(
+    ("name", "crop_mode"), [("resnet18", "center"), ("tf_efficientnetv2_b3.in21k_ft_in1k", "squash")]
+)
+def test_pretrained_weights_bring_all_of_their_preprocessing(name, crop_mode):
+    known = timm.data.resolve_model_data_config(timm.create_model(name))
+    found = teacher_preprocessing(TeacherConfig(name=name, pretrained=True))
+    assert found == Preprocessing(**known) and found.crop_mode == crop_mode  # a field that we do not know is an error
+
+
+def test_the_configuration_has_the_last_word_over_pretrained_weights():
     found = teacher_preprocessing(TeacherConfig(pretrained=True))
-    assert found == Preprocessing(**{name: known[name] for name in
-                                     ("input_size", "mean", "std", "interpolation", "crop_pct")})  # fmt: skip
-    other = teacher_preprocessing(TeacherConfig(pretrained=True, input_size=[3, 64, 64], crop_pct=0.5))
-    assert (other.input_size, other.crop_pct, other.mean) == ((3, 64, 64), 0.5, found.mean)
+    values = dict(input_size=[3, 64, 64], crop_pct=0.5, crop_mode="squash")
+    other = teacher_preprocessing(TeacherConfig(pretrained=True, **values))
+    assert other == dataclasses.replace(found, **values | dict(input_size=(3, 64, 64)))
+
+
+def test_a_teacher_of_other_images_is_refused_by_field_with_both_values():
+    student = teacher_preprocessing(TeacherConfig(name="resnet18.a1_in1k", pretrained=True))
+    check_same_images(TeacherConfig(name="resnet18.a1_in1k", pretrained=True), student)
+    config = TeacherConfig(name="tf_efficientnetv2_s.in1k", pretrained=True)
+    with pytest.raises(ValueError) as error:
+        check_same_images(config, student)
+    for text in (
+        "'tf_efficientnetv2_s.in1k' wants other images",
+        "network's: input_size [3, 300, 300], the network's [3, 224, 224]; ",
+        "; mean [0.5, 0.5, 0.5], the network's [0.485, 0.456, 0.406]; ",
+        "; crop_pct 1.0, the network's 0.95. ",
+        "say --teacher.input_size '[3, 224, 224]' --teacher.mean '[0.485, 0.456, 0.406]' --teacher.std ",
+    ):
+        assert text in str(error.value)
+    assert "interpolation" not in str(error.value)  # the same
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "other"),
+    [
+        ("input_size", [1, 8, 8], [1, 8, 9]),
+        ("mean", [0.3], [0.25]),
+        ("std", [0.4], [0.5]),
+        ("interpolation", "bilinear", "bicubic"),
+        ("crop_pct", 1.0, 0.9),
+        ("crop_mode", "center", "squash"),
+    ],
+)
+def test_each_field_that_is_stated_of_a_teacher_is_compared_and_no_other(tmp_path, field, value, other):
+    network = Preprocessing(input_size=(1, 8, 8), mean=(0.3,), std=(0.4,))
+    check_same_images(TeacherConfig(**SILENT, weights="somewhere"), network)
+    check_same_images(TeacherConfig(**SILENT, weights="somewhere", **{field: value}), network)
+    message = rf"network's: {field} {re.escape(str(other))}, the network's {re.escape(str(value))}\. "
+    with pytest.raises(ValueError, match=message):
+        check_same_images(TeacherConfig(**SILENT, weights="somewhere", **{field: other}), network)
+    kept(tmp_path, extra=network.entries() | {field: other})
+    with pytest.raises(ValueError, match=message):
+        check_same_images(TeacherConfig(**SILENT, weights=str(tmp_path)), network)
+    check_same_images(TeacherConfig(**SILENT, weights=str(tmp_path), **{field: value}), network)  # stated: it wins
 
 
 def test_pretrained_weights_with_another_number_of_classes_are_refused():

@@ -59,6 +59,20 @@ def test_other_sizes_are_resized_on_the_shorter_side_and_cropped_in_the_middle()
     torch.testing.assert_close(found.logits, expected, rtol=0, atol=0)
 
 
+def test_a_network_that_says_so_sees_whole_images_squashed_or_within_a_border():
+    """The same 16 x 32 pixels: squashed, every second column is left; within a border, the mean is above and below."""
+    small = np.random.default_rng(1).integers(0, 256, (8, 16, 3), dtype=np.uint8)
+    large = Image.fromarray(small.repeat(2, 0).repeat(2, 1))
+    squashed = network(interpolation="nearest", crop_mode="squash").predict(large)
+    snn = network(interpolation="nearest", crop_mode="border")
+    columns = np.asarray(large.resize((8, 8), Image.Resampling.NEAREST))
+    torch.testing.assert_close(squashed.logits, snn(by_hand(Image.fromarray(columns)))[0], rtol=0, atol=0)
+    bordered = np.empty((8, 8, 3), dtype=np.uint8)
+    bordered[:] = [102, 128, 153]  # round(255 * mean)
+    bordered[2:6] = np.asarray(large.resize((8, 4), Image.Resampling.NEAREST))
+    torch.testing.assert_close(snn.predict(large).logits, snn(by_hand(Image.fromarray(bordered)))[0], rtol=0, atol=0)
+
+
 def test_crop_pct_leaves_the_border_out():
     pre = Preprocessing(input_size=(3, 8, 8), mean=(0.0,) * 3, std=(1.0,) * 3, interpolation="nearest", crop_pct=0.5)
     picture = image(size=(16, 16))

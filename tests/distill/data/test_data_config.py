@@ -65,6 +65,7 @@ def test_policies_of_timm_are_accepted(policy):
         ({"interpolation": "cubic"}, "interpolation is 'cubic'; allowed: nearest, bilinear, bicubic"),
         ({"crop_pct": 0.0}, r"crop_pct is 0.0; allowed: values in \(0, 1\]"),
         ({"crop_pct": 1.1}, "crop_pct is 1.1"),
+        ({"crop_mode": "random"}, "crop_mode is 'random'; allowed: center, squash, border"),
     ],
 )
 def test_a_wrong_preprocessing_names_the_field_what_it_found_and_what_is_allowed(fields, message):

@@ -114,14 +114,24 @@ def test_padding_as_large_as_the_image_is_refused():
         CropFlipTransform(preprocessing(), 8, 0.0)
 
 
+@pytest.mark.parametrize("crop_mode", ["center", "squash", "border"])
 @pytest.mark.parametrize(("size", "crop_pct"), [((32, 32), 1.0), ((32, 32), 0.875), ((24, 32), 0.9)])
-@pytest.mark.parametrize("image_size", [(32, 32), (40, 50), (20, 20)])
-def test_evaluation_equals_timm_bit_by_bit(size, crop_pct, image_size):
+@pytest.mark.parametrize("image_size", [(32, 32), (40, 50), (20, 20), (90, 17), (16, 33)])
+def test_evaluation_equals_timm_bit_by_bit(size, crop_pct, crop_mode, image_size):
     mean, std = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
-    options = {"interpolation": "bicubic", "crop_pct": crop_pct, "mean": mean, "std": std}
+    options = {"interpolation": "bicubic", "crop_pct": crop_pct, "crop_mode": crop_mode, "mean": mean, "std": std}
     expected = create_transform((3, *size), is_training=False, **options)(picture(*image_size))
     result = both_halves(EvalTransform(Preprocessing(input_size=(3, *size), **options)), picture(*image_size))
     assert torch.equal(result, expected)
+
+
+@pytest.mark.parametrize("crop_mode", ["squash", "border"])
+def test_evaluation_of_grey_images_equals_timm(crop_mode):
+    options = {"crop_pct": 0.875, "crop_mode": crop_mode, "mean": (0.3,), "std": (0.4,)}
+    expected = create_transform((1, 8, 8), is_training=False, interpolation="bilinear", **options)
+    image = picture(9, 20, 1)
+    found = both_halves(EvalTransform(Preprocessing(input_size=(1, 8, 8), **options)), image)
+    assert torch.equal(found, expected(image))
 
 
 def test_evaluation_keeps_the_pixels_of_an_image_of_the_right_size_unless_it_crops():
