@@ -36,6 +36,7 @@ from distill.loop import fit
 from distill.losses import check_tap_weights, distillation_losses
 from distill.mixing import Mixing
 from distill.network_config import InitConfig
+from distill.opening import stages_begun
 from distill.optimizers import make_optimizer
 from distill.preparation import unwrap
 from distill.random_numbers import repeatable
@@ -47,7 +48,6 @@ from distill.results import (
     student_results,
     write_results,
 )
-from distill.runs import stages_begun
 from distill.schedules import Stage, end_stages, hybrid_backward, prepare_stage, stages_of
 from distill.session import Session
 from distill.students import calibration_batches, check_precision, make_student, probe_images

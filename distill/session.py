@@ -15,8 +15,10 @@ from accelerate.tracking import get_available_trackers
 from accelerate.utils import InitProcessGroupKwargs, LoggerType, broadcast_object_list, set_seed
 
 from distill.config import RunConfig
+from distill.config_changes import flatten
+from distill.opening import open_run
 from distill.processes import PATIENCE
-from distill.runs import RunFolder, flatten, open_run, saving_of
+from distill.runs import RunFolder, saving_of
 from distill.tracking import start_trackers
 from models import compile_kernels
 

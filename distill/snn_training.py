@@ -31,11 +31,11 @@ from distill.frontier import ENERGY_IMAGES, counted, in_order, student_rows
 from distill.loop import fit
 from distill.mixing import Mixing
 from distill.network_config import InitConfig
+from distill.opening import stages_begun
 from distill.optimizers import make_optimizer
 from distill.preparation import unwrap
 from distill.random_numbers import repeatable
 from distill.results import last_backward_figures, other_timesteps, save_student, student_results, write_results
-from distill.runs import stages_begun
 from distill.session import Session
 from distill.snn_losses import SnnLossConfig, snn_losses
 from distill.students import calibration_batches, check_precision, make_student, probe_images

@@ -1,0 +1,243 @@
+"""The folder of a run: never overwritten, and found again."""
+
+import hashlib
+import json
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from distill import RunConfig
+from distill.opening import open_run, stages_begun
+from distill.runs import CONFIG
+
+RESOLVED = {"train": {"lr": 0.1, "epochs": 3}, "run": {"seed": 0, "trackers": []}, "taps": None}
+
+
+@pytest.fixture(autouse=True)
+def _in_a_folder_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def changed(**values):
+    """RESOLVED with other values of dotted names, their dots written as __."""
+    found = json.loads(json.dumps(RESOLVED))
+    for name, value in values.items():
+        *sections, key = name.split("__")
+        target = found
+        for section in sections:
+            target = target.setdefault(section, {})
+        target[key] = value
+    return found
+
+
+def opened(folder="mine", saved=True, done=False):
+    """A run of its own, which has saved something and perhaps come to its end."""
+    path = open_run(RunConfig(dir=folder), False, RESOLVED).path
+    if saved:
+        (path / "checkpoints" / "student" / "epoch_0001").mkdir(parents=True)
+    if done:
+        (path / "summary.json").write_text("{}")
+    return path
+
+
+def resume(folder="mine", config=RESOLVED):
+    return open_run(RunConfig(dir=folder), True, config).path
+
+
+def test_a_run_is_kept_under_its_name_or_where_run_dir_says(tmp_path):
+    assert open_run(RunConfig(name="mine"), False, RESOLVED).path == Path("runs/mine")
+    assert open_run(RunConfig(name="mine", dir="elsewhere/deep"), False, RESOLVED).path == Path("elsewhere/deep")
+    assert yaml.safe_load((tmp_path / "runs" / "mine" / CONFIG).read_text()) == RESOLVED
+    assert yaml.safe_load((tmp_path / "elsewhere" / "deep" / CONFIG).read_text()) == RESOLVED
+
+
+@pytest.mark.parametrize("config", [RunConfig(name="mine"), RunConfig(dir="mine")])
+def test_a_taken_folder_is_left_alone_for_the_next_free_suffix(config, caplog):
+    caplog.set_level(logging.INFO)
+    first = open_run(config, False, RESOLVED).path
+    (first / "metrics.jsonl").write_text("kept\n")
+    names = [open_run(config, False, changed(train__lr=lr)).path.name for lr in (0.2, 0.3)]
+    assert names == ["mine-2", "mine-3"]
+    assert (first / "metrics.jsonl").read_text() == "kept\n"
+    assert yaml.safe_load((first / CONFIG).read_text()) == RESOLVED
+    assert "holds a run already: this one is kept in" in caplog.text
+
+
+def test_a_gap_between_suffixes_is_filled():
+    for folder in ("mine", "mine-3"):
+        open_run(RunConfig(dir=folder), False, RESOLVED)
+    assert open_run(RunConfig(dir="mine"), False, RESOLVED).path.name == "mine-2"
+
+
+def test_a_folder_without_a_run_is_used(tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("hello")
+    assert open_run(RunConfig(dir="mine"), False, RESOLVED).path.name == "mine"
+    assert (tmp_path / "mine" / "notes.txt").read_text() == "hello"
+
+
+def test_names_that_only_look_alike_are_other_runs():
+    open_run(RunConfig(dir="mine-new"), False, RESOLVED)
+    open_run(RunConfig(dir="mine-2x"), False, RESOLVED)
+    assert open_run(RunConfig(dir="mine"), False, RESOLVED).path.name == "mine"
+
+
+def test_resuming_finds_the_run(caplog):
+    caplog.set_level(logging.INFO)
+    first = opened()
+    assert resume() == first and f"resuming the run in {first}" in caplog.text and not Path("mine-2").exists()
+
+
+def test_resuming_finds_the_unfinished_run_of_that_very_name():
+    opened()
+    opened(done=True)
+    assert resume().name == "mine" and resume("mine-2").name == "mine-2"
+
+
+def test_resuming_finds_the_newest_unfinished_sibling_of_a_finished_run():
+    opened(done=True)
+    for age, _ in enumerate(range(2, 12)):
+        path = opened()
+        os.utime(path / CONFIG, (1e9 + age, 1e9 + age))
+    assert resume().name == "mine-11"  # and not -9
+    (path / "summary.json").write_text("{}")
+    assert resume().name == "mine-10"
+
+
+def test_resuming_where_all_are_finished_finds_the_newest():
+    for age in (1, 3, 2):
+        os.utime(opened(done=True) / CONFIG, (1e9 + age, 1e9 + age))
+    assert resume().name == "mine-2"
+
+
+def test_resuming_where_there_is_no_run_starts_with_a_note(caplog):
+    caplog.set_level(logging.INFO)
+    path = resume()
+    assert path.name == "mine" and (path / CONFIG).exists()
+    assert "nothing to resume in mine: the run starts from the beginning" in caplog.text
+
+
+def test_resuming_where_nothing_was_saved_yet_starts_with_a_note_and_the_new_configuration(caplog):
+    caplog.set_level(logging.INFO)
+    first, other = opened(saved=False), changed(train__lr=0.2)
+    assert resume(config=other) == first and "nothing was saved yet in mine" in caplog.text
+    assert yaml.safe_load((first / CONFIG).read_text()) == other
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (dict(train__lr=0.2), r"train\.lr \(was 0\.1, is 0\.2\)"),
+        (dict(run__seed=1), r"run\.seed \(was 0, is 1\)"),
+        (dict(taps=["layer1"]), r"taps \(was None, is \['layer1'\]\)"),
+        (dict(train__new=1), r"train\.new \(was None, is 1\)"),
+        (dict(train__lr=0.2, train__epochs=4), r"train\.epochs \(was 3, is 4\), train\.lr"),
+    ],
+)
+def test_resuming_with_another_configuration_is_refused_by_field(change, message):
+    opened()
+    with pytest.raises(ValueError, match=message):
+        resume(config=changed(**change))
+    assert yaml.safe_load(Path("mine", CONFIG).read_text()) == RESOLVED and not Path("mine-2").exists()
+
+
+def test_what_changes_no_number_may_differ_when_a_run_is_resumed():
+    opened()
+    other = changed(run__threads=2, run__trackers=["wandb"], run__name="x", run__dir="mine", data__workers=3)
+    assert resume(config=other).name == "mine"
+
+
+@pytest.mark.parametrize(
+    ("before", "now"), [("error", "error"), ("skip", "skip"), ("error", "skip"), ("skip", "error")]
+)
+def test_where_images_lie_may_differ_only_where_none_is_skipped(before, now):
+    path = opened()
+    (path / CONFIG).write_text(yaml.safe_dump(changed(data__in_memory=True, data__on_corrupt=before)))
+    other = changed(data__in_memory=False, data__on_corrupt=now)
+    if before == now == "error":
+        assert resume(config=other).name == "mine"
+        return
+    with pytest.raises(ValueError, match=r"data\.in_memory \(was True, is False\)"):
+        resume(config=other)
+    allowed = ["data.in_memory", "data.on_corrupt"]
+    assert open_run(RunConfig(dir="mine"), True, other, allowed).path.name == "mine"
+
+
+@pytest.mark.parametrize(("text", "message"), [("a: [", "is not YAML"), ("text", "holds no configuration")])
+def test_a_configuration_that_cannot_be_read_is_named(text, message):
+    (opened() / CONFIG).write_text(text)
+    with pytest.raises(ValueError, match=f"mine/config.yaml {message}"):
+        resume()
+
+
+def test_a_path_that_is_a_file_is_a_users_mistake(tmp_path):
+    from distill.cli import USER_ERRORS
+
+    (tmp_path / "mine").write_text("a file")
+    with pytest.raises(USER_ERRORS, match="mine"):
+        open_run(RunConfig(dir="mine"), False, RESOLVED)
+
+
+def test_a_field_that_is_allowed_may_change_and_the_old_configuration_is_kept(tmp_path, caplog):
+    opened()
+    other = changed(train__lr=0.2)
+    path = open_run(RunConfig(dir="mine"), True, other, ["train.lr"]).path
+    assert yaml.safe_load((path / CONFIG).read_text()) == other
+    assert yaml.safe_load((path / "config.1.yaml").read_text()) == RESOLVED
+    third = changed(train__lr=0.3, train__epochs=5)
+    open_run(RunConfig(dir="mine"), True, third, ["train"])  # a whole group
+    assert yaml.safe_load((path / "config.2.yaml").read_text()) == other
+
+
+@pytest.mark.parametrize(
+    ("allowed", "resume", "message"),
+    [
+        (["train.epochs"], True, r"train\.lr \(was 0\.1, is 0\.2\).*--allow-changed train\.lr$"),
+        (["train.lr2"], True, r"--allow-changed train\.lr2: there is no such field; allowed: train\.lr"),
+        (["train.lr"], False, "--allow-changed means nothing without --resume"),
+    ],
+)
+def test_other_fields_may_not(allowed, resume, message):
+    opened()
+    with pytest.raises(ValueError, match=message):
+        open_run(RunConfig(dir="mine"), resume, changed(train__lr=0.2), allowed)
+    assert not Path("mine", "config.1.yaml").exists()
+
+
+def test_a_stage_has_begun_where_a_whole_checkpoint_is():
+    path = opened()  # its only checkpoint has no manifest
+    assert stages_begun(RunConfig(dir="mine")) == set()
+    manifest = {"files": {}, "sha256": hashlib.sha256(b'{"files": {}}').hexdigest()}
+    (path / "checkpoints" / "student" / "epoch_0001" / "manifest.json").write_text(json.dumps(manifest))
+    assert stages_begun(RunConfig(dir="mine")) == {"student"}
+
+
+HOLD = """
+import sys, yaml
+from distill import RunConfig
+from distill.opening import open_run
+run = open_run(RunConfig(dir="mine"), True, yaml.safe_load(open("mine/config.yaml")))
+print("here", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_two_processes_never_write_to_one_run():
+    opened()
+    root = str(Path(__file__).resolve().parents[2])
+    other = subprocess.Popen(
+        [sys.executable, "-c", HOLD], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        env=os.environ | {"PYTHONPATH": root},
+    )  # fmt: skip
+    try:
+        assert other.stdout.readline() == "here\n"
+        with pytest.raises(ValueError, match="another process is writing to the run in mine: end it"):
+            resume()
+    finally:
+        other.communicate("")
+    assert resume() == Path("mine")
