@@ -36,7 +36,6 @@ from distill.loop import fit
 from distill.losses import check_tap_weights, distillation_losses
 from distill.mixing import Mixing
 from distill.network_config import InitConfig
-from distill.opening import stages_begun
 from distill.optimizers import make_optimizer
 from distill.preparation import unwrap
 from distill.random_numbers import repeatable
@@ -73,7 +72,7 @@ def run(config: DistillConfig, session: Session, resume: bool) -> dict[str, Any]
     teacher = build_teacher(config.teacher, len(data.classes)).to(accelerator.device)
     check_classes(config.teacher, teacher, len(data.classes))
     images = probe_images(data, accelerator.device)
-    begun = stages_begun(config.run) - {"teacher"} if resume else set()
+    begun = session.stages_begun() - {"teacher"}
     init = None if begun else config.init  # a begun stage's weights count, not those of another run
     _check(config, teacher, data, images, preprocessing, init)
     loader = prepare_loader(accelerator, eval_loader(data.eval, config.train.batch_size, workers=workers))

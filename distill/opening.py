@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import logging
 import shutil
@@ -13,7 +14,7 @@ import yaml
 
 from distill.checkpoints import Checkpoints
 from distill.config import RunConfig
-from distill.config_changes import check_names, check_same, flatten
+from distill.config_changes import changed_fields, check_names, check_same, flatten
 from distill.runs import CONFIG, SUMMARY, RunFolder
 from models.io import replace_text
 
@@ -23,8 +24,7 @@ log = logging.getLogger(__name__)
 def open_run(config: RunConfig, resume: bool, resolved: dict[str, Any], allow_changed: Sequence[str] = ()) -> RunFolder:
     """Makes the folder of a new run, or finds the one to resume. Call it on the main process only.
 
-    A run to resume is the unfinished one in the folder of that name, else the newest unfinished one among its
-    siblings with a suffix, else the finished one.
+    Which run is resumed of several, in the folder of that name and its siblings with a suffix, says `_to_resume`.
 
     Args:
         resolved: the whole configuration, in YAML types.
@@ -37,7 +37,7 @@ def open_run(config: RunConfig, resume: bool, resolved: dict[str, Any], allow_ch
     check_names(allow_changed, resolved, resume)
     wanted = _wanted(config)
     text = yaml.safe_dump(resolved, sort_keys=False)
-    if resume and (path := _to_resume(wanted)) is not None:
+    if resume and (path := _to_resume(wanted, resolved, allow_changed)) is not None:
         folder = RunFolder(path).lock()
         if _saved_anything(path):
             saved = _read_config(path)
@@ -49,6 +49,7 @@ def open_run(config: RunConfig, resume: bool, resolved: dict[str, Any], allow_ch
         else:
             log.info("nothing was saved yet in %s: the run starts from the beginning", path)
             replace_text(path / CONFIG, text)
+        _name_others(path, wanted)
         return folder
     if resume:
         log.info("nothing to resume in %s: the run starts from the beginning", wanted)
@@ -66,9 +67,9 @@ def open_run(config: RunConfig, resume: bool, resolved: dict[str, Any], allow_ch
     raise AssertionError("unreachable")
 
 
-def stages_begun(config: RunConfig) -> set[str]:
+def stages_begun(config: RunConfig, resolved: dict[str, Any], allow_changed: Sequence[str] = ()) -> set[str]:
     """The stages of which the run that --resume would continue has a whole checkpoint; looks, and makes nothing."""
-    path = _to_resume(_wanted(config))
+    path = _to_resume(_wanted(config), resolved, allow_changed)
     stages = [] if path is None else [found for found in RunFolder(path).checkpoints.glob("*") if found.is_dir()]
     return {found.name for found in stages if Checkpoints(found).newest(say=False) is not None}
 
@@ -77,19 +78,68 @@ def _wanted(config: RunConfig) -> Path:
     return Path(config.dir) if config.dir is not None else Path("runs") / config.name
 
 
-def _to_resume(wanted: Path) -> Path | None:
+def _runs(wanted: Path) -> list[Path]:
+    """The folder of that name and its siblings with a suffix, as far as there are runs in them."""
     siblings = [p for p in wanted.parent.glob(f"{wanted.name}-*") if p.name[len(wanted.name) + 1 :].isdigit()]
-    runs = [path for path in (wanted, *siblings) if (path / CONFIG).exists()]
-    unfinished = [path for path in runs if not (path / SUMMARY).exists()]
-    if wanted in unfinished:
-        return wanted
-    return max(unfinished or runs, key=lambda path: (path / CONFIG).stat().st_mtime, default=None)
+    return [path for path in (wanted, *siblings) if (path / CONFIG).exists()]
+
+
+def _to_resume(wanted: Path, resolved: dict[str, Any], allow_changed: Sequence[str]) -> Path | None:
+    """An unfinished run before a finished one, one of this configuration before others, one that has saved something
+    before one that has not, and of those the newest.
+
+    It is the run that this command has worked on, whatever number its folder got: a job that a cluster starts again
+    knows the name alone. One that has saved nothing counts where it alone has this configuration, because the others
+    could not be resumed with it.
+    """
+
+    def rank(path: Path) -> tuple[bool, bool, bool, float]:
+        return not _finished(path), _fits(path, resolved, allow_changed), _saved_anything(path), _last_saved(path)
+
+    return max(_runs(wanted), key=rank, default=None)
+
+
+def _name_others(path: Path, wanted: Path) -> None:
+    """Warns of runs that --resume could have meant, too."""
+    others = [run for run in _runs(wanted) if run != path and not _finished(run) and _saved_anything(run)]
+    if others:
+        log.warning(
+            "warning: more than one run of that name is unfinished. The one in %s is taken, the newest of this "
+            "configuration; to resume another, give its folder to --run.dir: %s",
+            path,
+            ", ".join(f"{run} (under another name)" if run == wanted else str(run) for run in others),
+        )
+
+
+def _finished(path: Path) -> bool:
+    return (path / SUMMARY).exists()
+
+
+def _fits(path: Path, resolved: dict[str, Any], allow_changed: Sequence[str]) -> bool:
+    """Whether a run can be resumed with this configuration."""
+    try:
+        return not changed_fields(_read_config(path), resolved, allow_changed)
+    except ValueError:  # it is said where that run is the one to resume
+        return False
+
+
+def _saved(path: Path) -> list[Path]:
+    """What a run has left besides its configuration."""
+    left = [path / SUMMARY, path / "teacher", *RunFolder(path).checkpoints.glob("*/epoch_*")]
+    return [found for found in left if found.exists()]
 
 
 def _saved_anything(path: Path) -> bool:
-    """Whether a run left more than its configuration."""
-    checkpoints = RunFolder(path).checkpoints.glob("*/epoch_*")
-    return (path / SUMMARY).exists() or (path / "teacher").exists() or any(checkpoints)
+    return bool(_saved(path))
+
+
+def _last_saved(path: Path) -> float:
+    """When, in seconds; of a run that has saved nothing when it began."""
+    times = []
+    for found in _saved(path) or [path / CONFIG]:
+        with contextlib.suppress(FileNotFoundError):  # another process may prune its checkpoints now
+            times.append(found.stat().st_mtime)
+    return max(times, default=0.0)
 
 
 def _keep_old(path: Path) -> None:

@@ -16,7 +16,7 @@ from accelerate.utils import InitProcessGroupKwargs, LoggerType, broadcast_objec
 
 from distill.config import RunConfig
 from distill.config_changes import flatten
-from distill.opening import open_run
+from distill.opening import open_run, stages_begun
 from distill.processes import PATIENCE
 from distill.runs import RunFolder, saving_of
 from distill.tracking import start_trackers
@@ -50,6 +50,12 @@ class Session:
         if self._folder is None:
             self._folder = self._open()
         return self._folder
+
+    def stages_begun(self) -> set[str]:
+        """The stages of which the run that is resumed has a whole checkpoint; none of a new run. Opens no folder."""
+        if not self.resume:
+            return set()
+        return stages_begun(self.config, yaml.safe_load(self.config_text), self.allow_changed)
 
     def _open(self) -> RunFolder:
         resolved = yaml.safe_load(self.config_text)

@@ -31,7 +31,6 @@ from distill.frontier import ENERGY_IMAGES, counted, in_order, student_rows
 from distill.loop import fit
 from distill.mixing import Mixing
 from distill.network_config import InitConfig
-from distill.opening import stages_begun
 from distill.optimizers import make_optimizer
 from distill.preparation import unwrap
 from distill.random_numbers import repeatable
@@ -59,7 +58,7 @@ def run(config: SnnTrainingConfig, session: Session, resume: bool) -> dict[str, 
     log.info("%d images to train on, %d to evaluate on, %d classes", len(data.train), len(data.eval), len(data.classes))
     check_precision(config.student, accelerator.mixed_precision)
     images = probe_images(data, accelerator.device)
-    goes_on = resume and "student" in stages_begun(config.run)  # then its weights count, not those of another run
+    goes_on = "student" in session.stages_begun()  # then its weights count, not those of another run
     make = functools.partial(_make, config, len(data.classes), images, preprocessing, None if goes_on else config.init)
     count = config.init.calibration_images
     batches = None if goes_on else calibration_batches(data, count, seed, accelerator.device)

@@ -35,13 +35,19 @@ def changed(**values):
     return found
 
 
-def opened(folder="mine", saved=True, done=False):
-    """A run of its own, which has saved something and perhaps come to its end."""
-    path = open_run(RunConfig(dir=folder), False, RESOLVED).path
+def opened(folder="mine", saved=True, done=False, config=RESOLVED, age=None):
+    """A run of its own, which has saved something, so many seconds ago, and perhaps come to its end."""
+    path = open_run(RunConfig(dir=folder), False, config).path
+    left = []
     if saved:
-        (path / "checkpoints" / "student" / "epoch_0001").mkdir(parents=True)
+        left.append(path / "checkpoints" / "student" / "epoch_0001")
+        left[0].mkdir(parents=True)
     if done:
-        (path / "summary.json").write_text("{}")
+        left.append(path / "summary.json")
+        left[-1].write_text("{}")
+    if age is not None:
+        for found in left or [path / CONFIG]:
+            os.utime(found, (1e9 - age, 1e9 - age))
     return path
 
 
@@ -99,19 +105,63 @@ def test_resuming_finds_the_unfinished_run_of_that_very_name():
     assert resume().name == "mine" and resume("mine-2").name == "mine-2"
 
 
+def test_resuming_finds_the_unfinished_run_that_saved_last_and_names_the_others(caplog):
+    for age in (3, 1, 2):
+        opened(age=age)
+    assert resume().name == "mine-2"
+    assert "The one in mine-2 is taken, the newest of this configuration" in caplog.text
+    assert "give its folder to --run.dir: mine (under another name), mine-3" in caplog.text
+    caplog.clear()
+    assert resume("mine-3").name == "mine-3" and not caplog.text
+    Path("mine").rename("other")
+    assert resume("other").name == "other" and not caplog.text
+
+
+def test_resuming_drops_a_run_that_has_saved_nothing_for_one_that_has(caplog):
+    opened(saved=False, age=1)
+    day = opened("mine-2", age=2)  # where the fixed command went
+    assert resume() == day and "more than one" not in caplog.text
+    (day / "summary.json").write_text("{}")
+    assert resume() == Path("mine")  # a finished run is no reason to
+
+
+@pytest.mark.parametrize("saved", [True, False])
+def test_resuming_finds_the_run_of_this_configuration_before_newer_ones_of_another(saved, caplog):
+    """Also one that was stopped before it saved anything: with the other's configuration it would be refused."""
+    opened(config=changed(train__lr=0.2), age=1)
+    opened("mine-2", saved=saved, age=9)
+    opened("mine-3", config=changed(train__lr=0.3), age=2)
+    assert resume().name == "mine-2" and "mine (under another name), mine-3" in caplog.text
+    assert resume(config=changed(train__lr=0.2)).name == "mine"
+    with pytest.raises(ValueError, match=r"the run in mine cannot be resumed .* train\.lr \(was 0\.2, is 0\.4\)"):
+        resume(config=changed(train__lr=0.4))
+    assert open_run(RunConfig(dir="mine"), True, changed(train__lr=0.4), ["train.lr"]).path.name == "mine"
+
+
+def test_a_run_that_holds_a_teacher_has_saved_something():
+    opened(saved=False)
+    (opened("mine-2", saved=False) / "teacher").mkdir()
+    assert resume().name == "mine-2"
+
+
+def test_a_sibling_whose_configuration_cannot_be_read_is_no_obstacle():
+    opened()
+    (opened() / CONFIG).write_text("a: [")
+    assert resume().name == "mine"
+
+
 def test_resuming_finds_the_newest_unfinished_sibling_of_a_finished_run():
     opened(done=True)
-    for age, _ in enumerate(range(2, 12)):
-        path = opened()
-        os.utime(path / CONFIG, (1e9 + age, 1e9 + age))
+    for number in range(2, 12):
+        path = opened(age=20 - number)
     assert resume().name == "mine-11"  # and not -9
     (path / "summary.json").write_text("{}")
     assert resume().name == "mine-10"
 
 
 def test_resuming_where_all_are_finished_finds_the_newest():
-    for age in (1, 3, 2):
-        os.utime(opened(done=True) / CONFIG, (1e9 + age, 1e9 + age))
+    for age in (3, 1, 2):
+        opened(done=True, age=age)
     assert resume().name == "mine-2"
 
 
@@ -211,10 +261,28 @@ def test_other_fields_may_not(allowed, resume, message):
 
 def test_a_stage_has_begun_where_a_whole_checkpoint_is():
     path = opened()  # its only checkpoint has no manifest
-    assert stages_begun(RunConfig(dir="mine")) == set()
+    assert stages_begun(RunConfig(dir="mine"), RESOLVED) == set()
+    made_whole(path)
+    assert stages_begun(RunConfig(dir="mine"), RESOLVED) == {"student"}
+
+
+def test_the_stages_that_have_begun_are_those_of_the_run_that_is_resumed():
+    made_whole(opened(), age=2)
+    opened("mine-2", age=1)
+    assert resume().name == "mine-2" and stages_begun(RunConfig(dir="mine"), RESOLVED) == set()
+    other = changed(train__lr=0.2)
+    made_whole(opened("mine-3", config=other))
+    assert stages_begun(RunConfig(dir="mine"), RESOLVED) == set()
+    assert stages_begun(RunConfig(dir="mine"), other) == {"student"}
+    assert stages_begun(RunConfig(dir="mine"), RESOLVED, ["train.lr"]) == {"student"}  # which it then resumes
+
+
+def made_whole(path, age=0):
+    """Its checkpoint gets a manifest."""
     manifest = {"files": {}, "sha256": hashlib.sha256(b'{"files": {}}').hexdigest()}
-    (path / "checkpoints" / "student" / "epoch_0001" / "manifest.json").write_text(json.dumps(manifest))
-    assert stages_begun(RunConfig(dir="mine")) == {"student"}
+    checkpoint = path / "checkpoints" / "student" / "epoch_0001"
+    (checkpoint / "manifest.json").write_text(json.dumps(manifest))
+    os.utime(checkpoint, (1e9 - age, 1e9 - age))
 
 
 HOLD = """
