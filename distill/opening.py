@@ -15,7 +15,8 @@ import yaml
 from distill.checkpoints import Checkpoints
 from distill.config import RunConfig
 from distill.config_changes import changed_fields, check_names, check_same, flatten
-from distill.runs import CONFIG, SUMMARY, RunFolder
+from distill.runs import CONFIG, LOCK, SUMMARY, LockedError, RunFolder
+from distill.tracking import FOLDER as TRACKING
 from models.io import replace_text
 
 log = logging.getLogger(__name__)
@@ -56,15 +57,46 @@ def open_run(config: RunConfig, resume: bool, resolved: dict[str, Any], allow_ch
     for number in itertools.count(1):
         path = wanted if number == 1 else wanted.with_name(f"{wanted.name}-{number}")
         path.mkdir(parents=True, exist_ok=True)
-        try:
-            with (path / CONFIG).open("x") as file:  # of several runs that start at once, one gets the name
-                file.write(text)
-        except FileExistsError:
-            continue
-        if path != wanted:
-            log.info("%s holds a run already: this one is kept in %s", wanted, path)
-        return RunFolder(path).lock()
+        if (claimed := _claimed(path, text)) is not None:
+            if path != wanted:
+                log.info("%s holds a run already: this one is kept in %s", wanted, path)
+            return claimed
     raise AssertionError("unreachable")
+
+
+def _claimed(path: Path, text: str) -> RunFolder | None:
+    """The folder, locked, with the configuration of a new run; None where it holds a run or another process has it."""
+    folder = RunFolder(path)
+    if (path / CONFIG).exists():
+        return folder if _taken_over(folder, text) else None
+    try:
+        folder.lock()
+        with (path / CONFIG).open("x") as file:  # without locks, too, one of several that start at once gets the name
+            file.write(text)
+    except (LockedError, FileExistsError):
+        return None
+    return folder
+
+
+def _taken_over(folder: RunFolder, text: str) -> bool:
+    """Locks the folder of a run that ended before it had saved anything, for a new one; False where it is none."""
+    if not (_only_begun(folder.path) and folder.ended_here()):
+        return False
+    try:
+        folder.lock()
+    except (LockedError, PermissionError):  # it has not ended; it is another user's
+        return False
+    if not (folder.locked and _only_begun(folder.path)):
+        return False
+    log.info("the run in %s ended before it had saved anything: the new one takes its place", folder.path)
+    shutil.rmtree(folder.path / TRACKING, ignore_errors=True)  # trackers would go on in that run
+    replace_text(folder.path / CONFIG, text)
+    return True
+
+
+def _only_begun(path: Path) -> bool:
+    """Whether there is nothing but what each run makes before it trains."""
+    return {entry.name for entry in path.iterdir()} <= {CONFIG, LOCK, TRACKING}
 
 
 def stages_begun(config: RunConfig, resolved: dict[str, Any], allow_changed: Sequence[str] = ()) -> set[str]:

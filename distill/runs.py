@@ -13,6 +13,7 @@ import errno
 import json
 import logging
 import os
+import platform
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -52,6 +53,10 @@ class Saving:
         return self.steps is not None and steps % self.steps == 0
 
 
+class LockedError(ValueError):
+    """Another process writes to a run."""
+
+
 class RunFolder:
     """One run's folder. Only the main process writes to it."""
 
@@ -62,8 +67,10 @@ class RunFolder:
     def lock(self) -> RunFolder:
         """Keeps others from writing here, until this object or its process is gone; does nothing where no system helps.
 
+        The lock says which machine has taken it, for `ended_here`.
+
         Raises:
-            ValueError: if another process writes here.
+            LockedError: if another process writes here.
         """
         if fcntl is None:
             return self
@@ -73,11 +80,35 @@ class RunFolder:
             fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             if error.errno in (errno.EACCES, errno.EAGAIN):
-                raise ValueError(
+                raise LockedError(
                     f"another process is writing to the run in {self.path}: end it, or give this run another folder"
                 ) from error
             log.warning("warning: %s cannot be locked (%s): start no second run in it", self.path, error.strerror)
+        else:
+            _LOCKED.add(self)
+            with contextlib.suppress(OSError):  # a full disk
+                os.ftruncate(lock, 0)
+                os.write(lock, platform.node().encode())
         return self
+
+    @property
+    def locked(self) -> bool:
+        """Whether no other process of this machine can write here."""
+        return self in _LOCKED
+
+    def ended_here(self) -> bool:
+        """Whether nobody writes here any more if it can be locked: the last who did was a process of this machine.
+
+        Where machines share a disk but not its locks (BeeGFS and Lustre may be set up so), that of another is not seen.
+        """
+        # the system drops the locks of a process on a file as soon as it closes that file, whichever way it was opened
+        if any(held.path.resolve() == self.path.resolve() for held in _LOCKED):
+            return False
+        try:
+            machine = (self.path / LOCK).read_text()
+        except (OSError, UnicodeDecodeError):
+            return False
+        return machine != "" and machine == platform.node()
 
     @property
     def checkpoints(self) -> Path:
@@ -112,6 +143,10 @@ class RunFolder:
 
     def write_summary(self, values: dict[str, Any]) -> None:
         replace_text(self.path / SUMMARY, json.dumps(values, indent=2) + "\n")
+
+
+_LOCKED: weakref.WeakSet[RunFolder] = weakref.WeakSet()
+"""Folders that this process has locked."""
 
 
 def saving_of(config: RunConfig, allow_changed: Sequence[str] = ()) -> Saving:

@@ -38,7 +38,8 @@ trap stop USR1 TERM
 
 # exec: a shell in between would die of the signal and take the launcher's checkpoint with it. A launcher that fails
 # takes the others with it, which might wait for its processes for ever. SLURM_RESTART_COUNT is there from the second
-# start on.
+# start on. Before that a job is a new run, as the command is without SLURM: with --resume it would go on with what an
+# earlier job of that name has left, or be refused for it. Among the job's own options --resume does that.
 # shellcheck disable=SC2016 # the variables are those of each task
 srun --kill-on-bad-exit=1 bash -c 'exec accelerate launch $SPIKESWAP_LAUNCH --machine_rank "$SLURM_PROCID" "$@"' \
     launcher "$@" ${SLURM_RESTART_COUNT:+--resume} &

@@ -1,21 +1,18 @@
-"""The folder of a run: never overwritten, and found again."""
+"""The folder of a run is found again: --resume means one of those of a name."""
 
 import hashlib
 import json
 import logging
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
+from toy_folders import RESOLVED, changed, opened, resume
 
 from distill import RunConfig
 from distill.opening import open_run, stages_begun
 from distill.runs import CONFIG
-
-RESOLVED = {"train": {"lr": 0.1, "epochs": 3}, "run": {"seed": 0, "trackers": []}, "taps": None}
 
 
 @pytest.fixture(autouse=True)
@@ -23,74 +20,11 @@ def _in_a_folder_of_its_own(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
-def changed(**values):
-    """RESOLVED with other values of dotted names, their dots written as __."""
-    found = json.loads(json.dumps(RESOLVED))
-    for name, value in values.items():
-        *sections, key = name.split("__")
-        target = found
-        for section in sections:
-            target = target.setdefault(section, {})
-        target[key] = value
-    return found
-
-
-def opened(folder="mine", saved=True, done=False, config=RESOLVED, age=None):
-    """A run of its own, which has saved something, so many seconds ago, and perhaps come to its end."""
-    path = open_run(RunConfig(dir=folder), False, config).path
-    left = []
-    if saved:
-        left.append(path / "checkpoints" / "student" / "epoch_0001")
-        left[0].mkdir(parents=True)
-    if done:
-        left.append(path / "summary.json")
-        left[-1].write_text("{}")
-    if age is not None:
-        for found in left or [path / CONFIG]:
-            os.utime(found, (1e9 - age, 1e9 - age))
-    return path
-
-
-def resume(folder="mine", config=RESOLVED):
-    return open_run(RunConfig(dir=folder), True, config).path
-
-
 def test_a_run_is_kept_under_its_name_or_where_run_dir_says(tmp_path):
     assert open_run(RunConfig(name="mine"), False, RESOLVED).path == Path("runs/mine")
     assert open_run(RunConfig(name="mine", dir="elsewhere/deep"), False, RESOLVED).path == Path("elsewhere/deep")
     assert yaml.safe_load((tmp_path / "runs" / "mine" / CONFIG).read_text()) == RESOLVED
     assert yaml.safe_load((tmp_path / "elsewhere" / "deep" / CONFIG).read_text()) == RESOLVED
-
-
-@pytest.mark.parametrize("config", [RunConfig(name="mine"), RunConfig(dir="mine")])
-def test_a_taken_folder_is_left_alone_for_the_next_free_suffix(config, caplog):
-    caplog.set_level(logging.INFO)
-    first = open_run(config, False, RESOLVED).path
-    (first / "metrics.jsonl").write_text("kept\n")
-    names = [open_run(config, False, changed(train__lr=lr)).path.name for lr in (0.2, 0.3)]
-    assert names == ["mine-2", "mine-3"]
-    assert (first / "metrics.jsonl").read_text() == "kept\n"
-    assert yaml.safe_load((first / CONFIG).read_text()) == RESOLVED
-    assert "holds a run already: this one is kept in" in caplog.text
-
-
-def test_a_gap_between_suffixes_is_filled():
-    for folder in ("mine", "mine-3"):
-        open_run(RunConfig(dir=folder), False, RESOLVED)
-    assert open_run(RunConfig(dir="mine"), False, RESOLVED).path.name == "mine-2"
-
-
-def test_a_folder_without_a_run_is_used(tmp_path):
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "notes.txt").write_text("hello")
-    assert open_run(RunConfig(dir="mine"), False, RESOLVED).path.name == "mine"
-    assert (tmp_path / "mine" / "notes.txt").read_text() == "hello"
-
-
-def test_names_that_only_look_alike_are_other_runs():
-    open_run(RunConfig(dir="mine-new"), False, RESOLVED)
-    open_run(RunConfig(dir="mine-2x"), False, RESOLVED)
-    assert open_run(RunConfig(dir="mine"), False, RESOLVED).path.name == "mine"
 
 
 def test_resuming_finds_the_run(caplog):
@@ -283,29 +217,3 @@ def made_whole(path, age=0):
     checkpoint = path / "checkpoints" / "student" / "epoch_0001"
     (checkpoint / "manifest.json").write_text(json.dumps(manifest))
     os.utime(checkpoint, (1e9 - age, 1e9 - age))
-
-
-HOLD = """
-import sys, yaml
-from distill import RunConfig
-from distill.opening import open_run
-run = open_run(RunConfig(dir="mine"), True, yaml.safe_load(open("mine/config.yaml")))
-print("here", flush=True)
-sys.stdin.read()
-"""
-
-
-def test_two_processes_never_write_to_one_run():
-    opened()
-    root = str(Path(__file__).resolve().parents[2])
-    other = subprocess.Popen(
-        [sys.executable, "-c", HOLD], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-        env=os.environ | {"PYTHONPATH": root},
-    )  # fmt: skip
-    try:
-        assert other.stdout.readline() == "here\n"
-        with pytest.raises(ValueError, match="another process is writing to the run in mine: end it"):
-            resume()
-    finally:
-        other.communicate("")
-    assert resume() == Path("mine")
