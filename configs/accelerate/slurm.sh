@@ -1,7 +1,8 @@
 #!/bin/bash
 # SLURM: a launcher on each machine; the job saves and goes on by itself when it is pre-empted or out of time.
 #
-#   sbatch configs/accelerate/slurm.sh scripts/distill.py --config configs/snn_imagenet.yaml --run.dir runs/mine ...
+#   sbatch configs/accelerate/slurm.sh scripts/train_snn.py --config configs/snn_imagenet.yaml --data.root DIR \
+#     --train.batch_size 32 --run.dir runs/mine
 #
 # from the root of the repository. Options of sbatch in front of the file's name override those below.
 #SBATCH --job-name=spikeswap
