@@ -10,7 +10,7 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Generic, NamedTuple, NoReturn, TypeVar, get_args, get_type_hints
+from typing import Any, Generic, NamedTuple, NoReturn, TypeVar, get_type_hints
 
 import yaml
 from jsonargparse import ArgumentParser, set_parsing_settings
@@ -19,6 +19,7 @@ from distill.data.faults import LoaderProcessDied, loader_errors_explained
 from distill.interruption import INTERRUPTION, Preempted, follow_launcher
 from distill.processes import first_to_fail
 from distill.steps import NonFiniteLossError
+from distill.words import recipe_with_nulls, with_lists, with_nulls
 from models import NonContractingLoopError, UnsupportedOperationError
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
@@ -37,6 +38,12 @@ USER_ERRORS = (
 
 
 class _Parser(ArgumentParser):
+    config_class: type
+
+    def parse_string(self, content: str, *args: Any, **kwargs: Any) -> Any:
+        """A recipe, in which none means null."""
+        return super().parse_string(recipe_with_nulls(content, self.config_class), *args, **kwargs)
+
     def error(self, message: str, *args: Any, **kwargs: Any) -> NoReturn:  # type: ignore[override]
         """One line instead of the usage of all options, with the keys that are close to an unknown one."""
         known = [option.removeprefix("--") for action in self._actions for option in action.option_strings]
@@ -84,6 +91,7 @@ def parse(
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     parser = _Parser(prog=Path(sys.argv[0]).name, description=config_class.__doc__, allow_abbrev=False)
+    parser.config_class = config_class
     parser.add_argument(
         "--config", action="config", help="Recipe to start from, a YAML file (more than one may be given)."
     )
@@ -101,7 +109,7 @@ def parse(
     parser.add_class_arguments(config_class, as_group=False, skip=set() if positional is None else {positional})
     if default_recipe is not None and not any(a.split("=")[0] in ("--config", "-h", "--help") for a in argv):
         argv = ["--config", str(default_recipe), *argv]
-    namespace = parser.parse_args(_with_lists(argv, _number_lists(config_class)))
+    namespace = parser.parse_args(with_nulls(with_lists(argv, config_class), config_class))
     try:
         config = _build(config_class, namespace)
     except ValueError as error:
@@ -111,31 +119,6 @@ def parse(
         plain.pop(name, None)
     text = yaml.safe_dump(plain, sort_keys=False)
     return Command(config, resumable and namespace.resume, text, namespace.allow_changed if resumable else [])
-
-
-def _number_lists(config_class: type, prefix: str = "") -> set[str]:
-    """The options, in dotted names, whose values are lists of numbers."""
-    found: set[str] = set()
-    for name, kind in get_type_hints(config_class).items():
-        if dataclasses.is_dataclass(kind):
-            found |= _number_lists(kind, f"{prefix}{name}.")  # type: ignore[arg-type]
-        elif {list[int], list[float]} & {kind, *get_args(kind)}:
-            found.add(prefix + name)
-    return found
-
-
-def _with_lists(argv: Sequence[str], names: set[str]) -> list[str]:
-    """Numbers with commas between them, or one alone, in the brackets that a list has in YAML: 1,2,4 as [1,2,4]."""
-    number = r"[-+]?[\d.]+(e[-+]?\d+)?"
-    options, result = {f"--{name}" for name in names}, []
-    for before, argument in zip(["", *argv], argv, strict=False):
-        option, equals, value = argument.partition("=")
-        if equals and option in options and re.fullmatch(rf"{number}(,\s*{number})*", value):
-            argument = f"{option}=[{value}]"
-        elif before in options and re.fullmatch(rf"{number}(,\s*{number})*", argument):
-            argument = f"[{argument}]"
-        result.append(argument)
-    return result
 
 
 def _build(config_class: type[C], namespace: Any, prefix: str = "") -> C:

@@ -48,7 +48,6 @@ from distill.results import (
     student_results,
     write_results,
 )
-from distill.runs import stages_begun
 from distill.schedules import Stage, different_steps, end_stages, hybrid_backward, prepare_stage, stages_of
 from distill.session import Session
 from distill.students import calibration_batches, check_precision, make_student, probe_images, sample_images
@@ -75,7 +74,7 @@ def run(config: DistillConfig, session: Session, resume: bool) -> dict[str, Any]
     teacher = build_teacher(config.teacher, len(data.classes)).to(accelerator.device)
     check_classes(config.teacher, teacher, len(data.classes))
     images = probe_images(data, accelerator.device)
-    begun = stages_begun(config.run) - {"teacher"} if resume else set()
+    begun = session.stages_begun() - {"teacher"}
     init = None if begun else config.init  # a begun stage's weights count, not those of another run
     _check(accelerator, config, teacher, data, images, preprocessing, init)
     loader = prepare_loader(accelerator, eval_loader(data.eval, config.train.batch_size, workers=workers))

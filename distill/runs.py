@@ -9,22 +9,17 @@ hybrids/        a network for each tap            bad_steps/     the images of e
 from __future__ import annotations
 
 import contextlib
-import difflib
 import errno
-import itertools
 import json
 import logging
 import os
-import shutil
+import platform
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from distill.checkpoints import Checkpoints
 from distill.config import RunConfig, save_every
 from models.io import replace_text
 
@@ -36,24 +31,6 @@ except ImportError:  # Windows
 log = logging.getLogger(__name__)
 
 CONFIG, METRICS, SUMMARY, BAD_STEPS, LOCK = "config.yaml", "metrics.jsonl", "summary.json", "bad_steps", ".lock"
-
-IN_MEMORY = "data.in_memory"
-
-MAY_CHANGE = (
-    "run.dir",
-    "run.name",
-    "run.trackers",
-    "run.threads",
-    "run.save_every",
-    "run.keep_checkpoints",
-    "data.workers",
-    IN_MEMORY,
-    "data.cache",
-)
-"""What may differ when a run is resumed: none of it changes a number, unless images are skipped (`_may_change`)."""
-
-PROCESSES = "processes"
-"""What --allow-changed calls the number of processes, which is no field of the configuration."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +53,10 @@ class Saving:
         return self.steps is not None and steps % self.steps == 0
 
 
+class LockedError(ValueError):
+    """Another process writes to a run."""
+
+
 class RunFolder:
     """One run's folder. Only the main process writes to it."""
 
@@ -86,8 +67,10 @@ class RunFolder:
     def lock(self) -> RunFolder:
         """Keeps others from writing here, until this object or its process is gone; does nothing where no system helps.
 
+        The lock says which machine has taken it, for `ended_here`.
+
         Raises:
-            ValueError: if another process writes here.
+            LockedError: if another process writes here.
         """
         if fcntl is None:
             return self
@@ -97,11 +80,35 @@ class RunFolder:
             fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             if error.errno in (errno.EACCES, errno.EAGAIN):
-                raise ValueError(
+                raise LockedError(
                     f"another process is writing to the run in {self.path}: end it, or give this run another folder"
                 ) from error
             log.warning("warning: %s cannot be locked (%s): start no second run in it", self.path, error.strerror)
+        else:
+            _LOCKED.add(self)
+            with contextlib.suppress(OSError):  # a full disk
+                os.ftruncate(lock, 0)
+                os.write(lock, platform.node().encode())
         return self
+
+    @property
+    def locked(self) -> bool:
+        """Whether no other process of this machine can write here."""
+        return self in _LOCKED
+
+    def ended_here(self) -> bool:
+        """Whether nobody writes here any more if it can be locked: the last who did was a process of this machine.
+
+        Where machines share a disk but not its locks (BeeGFS and Lustre may be set up so), that of another is not seen.
+        """
+        # the system drops the locks of a process on a file as soon as it closes that file, whichever way it was opened
+        if any(held.path.resolve() == self.path.resolve() for held in _LOCKED):
+            return False
+        try:
+            machine = (self.path / LOCK).read_text()
+        except (OSError, UnicodeDecodeError):
+            return False
+        return machine != "" and machine == platform.node()
 
     @property
     def checkpoints(self) -> Path:
@@ -138,144 +145,11 @@ class RunFolder:
         replace_text(self.path / SUMMARY, json.dumps(values, indent=2) + "\n")
 
 
+_LOCKED: weakref.WeakSet[RunFolder] = weakref.WeakSet()
+"""Folders that this process has locked."""
+
+
 def saving_of(config: RunConfig, allow_changed: Sequence[str] = ()) -> Saving:
     """What the configuration says of checkpoints."""
     every = save_every(config.save_every) if config.save_every is not None else {}
     return Saving(config.keep_checkpoints, every.get("minutes"), every.get("steps"), tuple(allow_changed))  # type: ignore[arg-type]
-
-
-def open_run(config: RunConfig, resume: bool, resolved: dict[str, Any], allow_changed: Sequence[str] = ()) -> RunFolder:
-    """Makes the folder of a new run, or finds the one to resume. Call it on the main process only.
-
-    A run to resume is the unfinished one in the folder of that name, else the newest unfinished one among its
-    siblings with a suffix, else the finished one.
-
-    Args:
-        resolved: the whole configuration, in YAML types.
-        allow_changed: dotted names of it (or of groups) that may differ from those of the run to resume.
-
-    Raises:
-        ValueError: if the run to resume had another configuration; names the fields. Or if another process writes to
-            it, or for an unknown name.
-    """
-    _check_names(allow_changed, resolved, resume)
-    wanted = _wanted(config)
-    text = yaml.safe_dump(resolved, sort_keys=False)
-    if resume and (path := _to_resume(wanted)) is not None:
-        folder = RunFolder(path).lock()
-        if _saved_anything(path):
-            saved = _read_config(path)
-            _check_same(saved, resolved, path, allow_changed)
-            log.info("resuming the run in %s", path)
-            if flatten(saved) != flatten(resolved):
-                _keep_old(path)
-                replace_text(path / CONFIG, text)
-        else:
-            log.info("nothing was saved yet in %s: the run starts from the beginning", path)
-            replace_text(path / CONFIG, text)
-        return folder
-    if resume:
-        log.info("nothing to resume in %s: the run starts from the beginning", wanted)
-    for number in itertools.count(1):
-        path = wanted if number == 1 else wanted.with_name(f"{wanted.name}-{number}")
-        path.mkdir(parents=True, exist_ok=True)
-        try:
-            with (path / CONFIG).open("x") as file:  # of several runs that start at once, one gets the name
-                file.write(text)
-        except FileExistsError:
-            continue
-        if path != wanted:
-            log.info("%s holds a run already: this one is kept in %s", wanted, path)
-        return RunFolder(path).lock()
-    raise AssertionError("unreachable")
-
-
-def stages_begun(config: RunConfig) -> set[str]:
-    """The stages of which the run that --resume would continue has a whole checkpoint; looks, and makes nothing."""
-    path = _to_resume(_wanted(config))
-    stages = [] if path is None else [found for found in RunFolder(path).checkpoints.glob("*") if found.is_dir()]
-    return {found.name for found in stages if Checkpoints(found).newest(say=False) is not None}
-
-
-def _wanted(config: RunConfig) -> Path:
-    return Path(config.dir) if config.dir is not None else Path("runs") / config.name
-
-
-def _to_resume(wanted: Path) -> Path | None:
-    siblings = [p for p in wanted.parent.glob(f"{wanted.name}-*") if p.name[len(wanted.name) + 1 :].isdigit()]
-    runs = [path for path in (wanted, *siblings) if (path / CONFIG).exists()]
-    unfinished = [path for path in runs if not (path / SUMMARY).exists()]
-    if wanted in unfinished:
-        return wanted
-    return max(unfinished or runs, key=lambda path: (path / CONFIG).stat().st_mtime, default=None)
-
-
-def _saved_anything(path: Path) -> bool:
-    """Whether a run left more than its configuration."""
-    checkpoints = RunFolder(path).checkpoints.glob("*/epoch_*")
-    return (path / SUMMARY).exists() or (path / "teacher").exists() or any(checkpoints)
-
-
-def _keep_old(path: Path) -> None:
-    """Earlier configurations of a run that was resumed with another: config.1.yaml is the first."""
-    number = next(n for n in itertools.count(1) if not (path / f"config.{n}.yaml").exists())
-    shutil.copyfile(path / CONFIG, path / f"config.{number}.yaml")
-
-
-def _read_config(path: Path) -> dict[str, Any]:
-    try:
-        saved = yaml.safe_load((path / CONFIG).read_text())
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path / CONFIG} is not YAML: {error}") from error
-    if not isinstance(saved, dict):
-        raise ValueError(f"{path / CONFIG} holds no configuration")
-    return saved
-
-
-def _check_same(saved: dict[str, Any], resolved: dict[str, Any], path: Path, allow_changed: Sequence[str]) -> None:
-    old, new = flatten(saved), flatten(resolved)
-    changed = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
-    changed = [key for key in changed if not _among(key, (*_may_change(old, new), *allow_changed))]
-    if changed:
-        shown = ", ".join(f"{key} (was {old.get(key)!r}, is {new.get(key)!r})" for key in changed[:5])
-        raise ValueError(
-            f"the run in {path} cannot be resumed with another configuration: {shown}. Give it the same, start a new "
-            f"run without --resume, or say --allow-changed {' '.join(changed[:5])}"
-        )
-
-
-def _may_change(*configurations: dict[str, Any]) -> tuple[str, ...]:
-    """What may differ between these flat configurations.
-
-    In memory an image that cannot be read is dropped, streamed another takes its place: where images are skipped, the
-    two train on different batches.
-    """
-    if all(values.get("data.on_corrupt", "error") == "error" for values in configurations):
-        return MAY_CHANGE
-    return tuple(name for name in MAY_CHANGE if name != IN_MEMORY)
-
-
-def _check_names(allow_changed: Sequence[str], resolved: dict[str, Any], resume: bool) -> None:
-    if allow_changed and not resume:
-        raise ValueError("--allow-changed means nothing without --resume")
-    known = [*flatten(resolved), PROCESSES]
-    for name in allow_changed:
-        if name != PROCESSES and not any(_among(key, (name,)) for key in known):
-            close = difflib.get_close_matches(name, known, n=3) or list(resolved)
-            raise ValueError(f"--allow-changed {name}: there is no such field; allowed: {', '.join(close)}")
-
-
-def _among(key: str, names: Sequence[str]) -> bool:
-    """Whether a dotted name is among some, or in a group that is."""
-    return any(key == name or key.startswith(f"{name}.") for name in names)
-
-
-def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested dictionaries as one, with dotted keys."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, dict) and value:
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat

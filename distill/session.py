@@ -15,8 +15,10 @@ from accelerate.tracking import get_available_trackers
 from accelerate.utils import InitProcessGroupKwargs, LoggerType, broadcast_object_list, set_seed
 
 from distill.config import RunConfig
+from distill.config_changes import flatten
+from distill.opening import open_run, stages_begun
 from distill.processes import PATIENCE
-from distill.runs import RunFolder, flatten, open_run, saving_of
+from distill.runs import RunFolder, saving_of
 from distill.tracking import start_trackers
 from models import compile_kernels
 
@@ -48,6 +50,12 @@ class Session:
         if self._folder is None:
             self._folder = self._open()
         return self._folder
+
+    def stages_begun(self) -> set[str]:
+        """The stages of which the run that is resumed has a whole checkpoint; none of a new run. Opens no folder."""
+        if not self.resume:
+            return set()
+        return stages_begun(self.config, yaml.safe_load(self.config_text), self.allow_changed)
 
     def _open(self) -> RunFolder:
         resolved = yaml.safe_load(self.config_text)

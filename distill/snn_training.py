@@ -36,7 +36,6 @@ from distill.optimizers import make_optimizer
 from distill.preparation import steps_per_epoch, unwrap
 from distill.random_numbers import repeatable
 from distill.results import last_backward_figures, other_timesteps, save_student, student_results, write_results
-from distill.runs import stages_begun
 from distill.session import Session
 from distill.snn_losses import SnnLossConfig, snn_losses
 from distill.students import calibration_batches, check_precision, make_student, probe_images, sample_images
@@ -61,7 +60,7 @@ def run(config: SnnTrainingConfig, session: Session, resume: bool) -> dict[str, 
     log.info("%d images to train on, %d to evaluate on, %d classes", len(data.train), len(data.eval), len(data.classes))
     check_precision(config.student, accelerator.mixed_precision)
     images = probe_images(data, accelerator.device)
-    goes_on = resume and "student" in stages_begun(config.run)  # then its weights count, not those of another run
+    goes_on = "student" in session.stages_begun()  # then its weights count, not those of another run
     make = functools.partial(_make, config, len(data.classes), images, preprocessing, None if goes_on else config.init)
     count = config.init.calibration_images
     batches = None if goes_on else calibration_batches(data, count, seed, accelerator.device)

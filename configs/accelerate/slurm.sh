@@ -1,7 +1,8 @@
 #!/bin/bash
 # SLURM: a launcher on each machine; the job saves and goes on by itself when it is pre-empted or out of time.
 #
-#   sbatch configs/accelerate/slurm.sh scripts/distill.py --config configs/snn_imagenet.yaml --run.dir runs/mine ...
+#   sbatch configs/accelerate/slurm.sh scripts/train_snn.py --config configs/snn_imagenet.yaml --data.root DIR \
+#     --train.batch_size 32 --run.dir runs/mine
 #
 # from the root of the repository. Options of sbatch in front of the file's name override those below.
 #SBATCH --job-name=spikeswap
@@ -38,7 +39,8 @@ trap stop USR1 TERM
 
 # exec: a shell in between would die of the signal and take the launcher's checkpoint with it. A launcher that fails
 # takes the others with it, which might wait for its processes for ever. SLURM_RESTART_COUNT is there from the second
-# start on.
+# start on. Before that a job is a new run, as the command is without SLURM: with --resume it would go on with what an
+# earlier job of that name has left, or be refused for it. Among the job's own options --resume does that.
 # shellcheck disable=SC2016 # the variables are those of each task
 srun --kill-on-bad-exit=1 bash -c 'exec accelerate launch $SPIKESWAP_LAUNCH --machine_rank "$SLURM_PROCID" "$@"' \
     launcher "$@" ${SLURM_RESTART_COUNT:+--resume} &

@@ -9,8 +9,9 @@ from typing import Any
 
 import yaml
 
+from distill.config_changes import flatten
 from distill.html_report.text import cleaned, is_number
-from distill.runs import CONFIG, SUMMARY, RunFolder, flatten
+from distill.runs import CONFIG, SUMMARY, RunFolder
 from distill.spike_examples import RASTER
 
 TEACHER_STAGE = "teacher"

@@ -13,7 +13,7 @@ import yaml
 
 from distill import DistillConfig, SnnTrainingConfig, cli
 from distill.config import EvaluationConfig, TeacherTrainingConfig
-from distill.runs import flatten
+from distill.config_changes import flatten
 from distill.steps import NonFiniteLossError
 from models import UnsupportedOperationError
 

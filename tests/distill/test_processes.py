@@ -289,6 +289,15 @@ def test_the_launchers_of_a_slurm_job_have_all_cores_of_their_machines(tmp_path)
         assert found == f"cores={cores}\n"
 
 
+def test_a_slurm_job_resumes_from_its_second_start_on(tmp_path):
+    job = slurm_job(tmp_path, srun='echo "${@: -1}"\n')
+    for count, last in (({}, "runs/mine"), ({"SLURM_RESTART_COUNT": "1"}, "--resume")):
+        found = subprocess.check_output(
+            [*SLURM_SCRIPT, "--run.dir", "runs/mine"], cwd=tmp_path, env=job | count, text=True
+        )
+        assert found == f"{last}\n"
+
+
 @pytest.mark.parametrize(
     ("step", "state", "queued"),
     [

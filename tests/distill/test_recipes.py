@@ -7,8 +7,8 @@ import yaml
 
 from distill import DistillConfig, SnnTrainingConfig, cli
 from distill.config import TeacherTrainingConfig
+from distill.config_changes import flatten
 from distill.data.event_config import EVENTS
-from distill.runs import flatten
 
 FOLDER = Path(__file__).resolve().parents[2] / "configs"
 RECIPES = sorted(path for path in FOLDER.rglob("*.yaml") if path.parent.name != "accelerate")

@@ -66,6 +66,17 @@ def test_processes_wait_for_one_that_downloads_or_prepares_data(tmp_path):
     assert start(tiny(tmp_path / "r")).accelerator.init_handler.timeout >= timedelta(hours=1)
 
 
+def test_what_a_session_looks_up_of_begun_stages_is_of_the_run_that_it_opens(tmp_path, monkeypatch):
+    asked = []
+    look = lambda config, *rest: asked.append((config.dir, *rest)) or {"student"}  # noqa: E731
+    monkeypatch.setattr(sessions, "stages_begun", look)
+    assert start(tiny(tmp_path / "r")).stages_begun() == set() and not asked  # a new run
+    resumed = start(tiny(tmp_path / "r"), resume=True)
+    assert resumed.stages_begun() == {"student"} and not (tmp_path / "r").exists()
+    [(folder, resolved, allowed)] = asked
+    assert folder == str(tmp_path / "r") and resolved["run"]["mixed_precision"] == "no" and allowed == ()
+
+
 def test_a_refused_resume_is_refused_by_the_session(tmp_path):
     folder = start(tiny(tmp_path / "r")).folder
     (folder.path / "teacher").mkdir()  # something was saved

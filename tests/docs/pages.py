@@ -47,6 +47,18 @@ def blocks(page: Path) -> list[Block]:
     return found
 
 
+def examples(path: Path) -> list[Block]:
+    """Commands in the comments of a file: the lines that are indented there."""
+    text = path.read_text(encoding="utf-8")
+    found = []
+    for match in re.finditer(r"(?m)(?:^# {3,}\S.*\n)+", text):
+        words = re.sub(r"(?m)^# +", "", match[0])
+        if re.match(r"(?:accelerate|python|pip|sbatch) ", words):
+            line = text[: match.start()].count("\n") + 1
+            found.append(Block(path, line, "bash", None, "not run", "an example", words))
+    return found
+
+
 def prose(page: Path) -> str:
     """A page without its code: fences, indented blocks behind an empty line, comments."""
     text = FENCE.sub("", page.read_text(encoding="utf-8"))

@@ -6,6 +6,7 @@ are marked "not run", with the reason, the options are parsed: launcher, recipe 
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import runpy
@@ -23,7 +24,7 @@ import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import launch_command_parser
 from accelerate.state import AcceleratorState, GradientState, PartialState
-from pages import PAGES, README, ROOT, Block, blocks
+from pages import PAGES, README, ROOT, Block, blocks, examples
 
 from benchmarks.study import __main__ as study
 from benchmarks.study import timing
@@ -275,6 +276,14 @@ def test_what_is_not_run_has_a_reason_and_options_that_exist(page, scratch, monk
             assert block.language == "bash" and len(block.reason.split()) >= 2
             for command in commands(block):
                 check_command(command, monkeypatch)
+
+
+def test_examples_in_the_files_of_configs_have_options_that_exist(scratch, monkeypatch):
+    files = [path for path in sorted((ROOT / "configs").rglob("*")) if path.is_file()]
+    found = {path.name: [words for block in examples(path) for words in commands(block)] for path in files}
+    assert {name: len(words) for name, words in found.items() if words} == {"slurm.sh": 1}
+    for command in itertools.chain(*found.values()):
+        check_command(command, monkeypatch)
 
 
 def test_several_processes_take_steps_of_the_size_that_a_recipe_means():
