@@ -102,6 +102,7 @@ def run(config: ConversionConfig, started: session.Session) -> dict[str, Any]:
 def _calibrated(job: _Job, teacher: Row) -> dict[str, Any]:
     own = job.config.student.timesteps
     found: dict[int, float] = {}
+    agreement: dict[int, float] = {}
     rows: list[Row] = [teacher]
     seconds = {}
     twins: dict[int, SpikingNetwork] = {}
@@ -109,10 +110,16 @@ def _calibrated(job: _Job, teacher: Row) -> dict[str, Any]:
         began = time.perf_counter()
         twin = _twin(job, steps)
         seconds[steps] = time.perf_counter() - began
-        found[steps] = top1(job.accelerator, job.loader, lambda images, twin=twin: {"": twin(images)})[""]
+        figures = top1(
+            job.accelerator,
+            job.loader,
+            lambda images, twin=twin: {"student_top1": twin(images), TEACHER: job.teacher(images)},
+        )
+        found[steps], agreement[steps] = figures["student_top1"], figures["student_agreement"]
         rows += student_rows(job.accelerator, job.sample, twin, {steps: found[steps]})
         twins = {own: twin} if steps == own else twins
-    return student_results(job.accelerator, job.loader, twins[own], found, rows, seconds[own], images=0)
+    results = student_results(job.accelerator, job.loader, twins[own], found, rows, seconds[own], images=0)
+    return {**results, "student_agreement": agreement[own]}
 
 
 def _twin(job: _Job, steps: int) -> SpikingNetwork:

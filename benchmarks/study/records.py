@@ -23,6 +23,7 @@ Record = dict[str, Any]
 ended, commit, cpu, threads, versions: when, of what code, and on what.
 settings: those of `SETTINGS`.
 timesteps, top1, top1_by_timesteps, hybrid_top1, teacher_top1: in percent; None or empty where a row has none.
+agreement: with the teacher's classes, in percent; runs of before it was kept lack it.
 firing_rate, firing_rates: mean over the layers, and each, in [0, 1].
 compute_uj, memory_uj, teacher_compute_uj, teacher_memory_uj: per image.
 train_seconds, images_per_second, wall_seconds, peak_mb, processes: of training; of all the processes that it took.
@@ -91,6 +92,7 @@ def record_of(folder: Path) -> Record:
         "top1_by_timesteps": summary.get("student_top1_by_timesteps", {}),
         "hybrid_top1": summary.get("hybrid_top1", {}),
         "teacher_top1": summary.get("teacher_top1") if spiking else None,
+        "agreement": summary.get("student_agreement"),
         "firing_rate": summary.get("mean_firing_rate"),
         "firing_rates": summary.get("firing_rates", {}),
         **_energies(summary),

@@ -16,8 +16,9 @@ PRECISIONS = {"no": "float32", "bf16": "bfloat16"}
 COLUMNS = """Top-1 and the other figures are means over the seeds; in brackets the smallest and the largest. *Hybrids*:
 top-1 of the hybrid up to each tap, in the order of the taps, when its training ended. *Firing*: share of the neurons
 that fire in a step, mean over the layers. *Compute* and *memory*: estimated energy of an image's arithmetic and memory
-traffic, in percent of the teacher's. *Training*: of the steps alone; *wall*: of all processes of the run, evaluations,
-compilation and what a cut-off run repeated included. *Peak*: largest resident memory of the process, 10^6 bytes."""
+traffic, in percent of the teacher's. *Agreement*: share of the images that are given the class that the teacher gives
+them. *Training*: of the steps alone; *wall*: of all processes of the run, evaluations, compilation and what a cut-off
+run repeated included. *Peak*: largest resident memory of the process, 10^6 bytes."""
 
 
 def study(
@@ -134,7 +135,7 @@ def _of_machines(records: Sequence[Record]) -> dict[tuple[str, str], list[Record
 def _main_table(records: Sequence[Record], machines: Mapping[str, str]) -> str:
     head = [
         *("row", "name", "machine", "seeds", "top-1 (%)", "hybrids (%)", "T", "firing (%)", "compute (%)"),
-        *("memory (%)", "training (min)", "wall (min)", "images/s", "peak (MB)", "commit"),
+        *("memory (%)", "agreement (%)", "training (min)", "wall (min)", "images/s", "peak (MB)", "commit"),
     ]
     reference = {kind: _reference(records, kind) for kind in ("compute", "memory")}
     body = []
@@ -150,6 +151,7 @@ def _main_table(records: Sequence[Record], machines: Mapping[str, str]) -> str:
                 NONE if each[0]["timesteps"] is None else str(each[0]["timesteps"]),
                 _mean(each, lambda r: r["firing_rate"], 1, 100),
                 *(_energy(name, each, kind, reference[kind]) for kind in reference),
+                _mean(each, lambda r: r.get("agreement"), 2),
                 _mean(each, lambda r: r["train_seconds"], 1, 1 / 60),
                 _mean(each, lambda r: r["wall_seconds"], 1, 1 / 60) + ("*" if _cut_off(each) else ""),
                 _mean(each, lambda r: r["images_per_second"], 1),
@@ -289,13 +291,14 @@ def _ablation(group: str, ablation: Ablation, found: Mapping[str, list[Record]],
                     _hybrids(each),
                     _mean(each, lambda r: r["firing_rate"], 1, 100),
                     NONE if reference is None else _mean(each, lambda r: r["compute_uj"], 1, 100 / reference),
+                    _mean(each, lambda r: r.get("agreement"), 2),
                     _mean(each, lambda r: r["train_seconds"], 1, 1 / 60),
                     _commits(each),
                 ]
             )
     head = [
         *("setting", "name", "machine", "seeds", "top-1 (%)", "against the default", "hybrids (%)", "firing (%)"),
-        *("compute (%)", "training (min)", "commit"),
+        *("compute (%)", "agreement (%)", "training (min)", "commit"),
     ]
     return rows_text(head, body, words=3)
 

@@ -158,11 +158,11 @@ def test_runs_of_a_row_as_it_was_are_not_taken_for_ones_own(place, fake, capsys,
     program.main(arguments(place, "kd", "--seeds", "0"))
     program.main(arguments(place, "kd", "--seeds", "0"))
     row = ALL_ROWS["kd"]
-    other = {"student.neuron.leak": "0.9", "loss.temperature": "3"}
+    other = {"student.neuron.leak": "0.9", "loss.label_smoothing": "0.1"}
     monkeypatch.setitem(ALL_ROWS, "kd", dataclasses.replace(row, arguments={**row.arguments, **other}))
     with pytest.raises(SystemExit):
         program.main(arguments(place, "kd", "--seeds", "0"))
-    assert "loss.temperature not given, now 3, student.neuron.leak 0.5, now 0.9; give" in capsys.readouterr().err
+    assert "loss.label_smoothing not given, now 0.1, student.neuron.leak 0.5, now 0.9; give" in capsys.readouterr().err
 
 
 def test_a_seed_of_all_rows_comes_before_the_next():

@@ -14,14 +14,26 @@ def test_the_table_has_the_figures_worked_out_by_hand(study):
     text = tables.study(records.read(study), {}, [], "python -m x")
     kd = line_with(text, "`kd`")
     assert kd[2:9] == ["A", "3", "60.40 [60.00, 60.80]", "-", "4", "12.5", "25.0"]  # 20 uJ of the teacher's 80
-    assert kd[9:] == ["150.0", "2.5", "5.0*", "16.0", "900", "abc1234, def5678"]  # 300 of 200 uJ; 150 s, 300 s
+    assert kd[9:] == [
+        "150.0",
+        "90.50 [90.00, 91.00]",
+        "2.5",
+        "5.0*",
+        "16.0",
+        "900",
+        "abc1234, def5678",
+    ]  # 300 of 200 uJ; 150 s, 300 s
     assert line_with(text, "`joint`", "| A |")[3:6] == ["2", "62.10 [62.00, 62.20]", "81.00 / 72.00"]
     assert line_with(text, "`joint`", "| B |")[3:9] == ["1", "62.70", "81.00 / 72.00", "4", "12.5", "12.5"]
     assert "Machine A: a processor, 1 thread.\nMachine B: another, 1 thread.\nTimes, images/s" in text
-    assert line_with(text, "| + logit KD | 30.40")[1:] == ["30.40 [30.00, 30.80]", "**60.40 [60.00, 60.80]**"]
+    assert line_with(text, "`joint`", "| A |")[10] == "-"  # runs of before it was kept
+    assert line_with(text, "| from the teacher's weights, logit KD | 30.40")[1:] == [
+        "30.40 [30.00, 30.80]",
+        "**60.40 [60.00, 60.80]**",
+    ]
     assert "- `bptt`, seed 0: layer1.0.act1 0.60 %" in text and "act1 24.4" not in text
     assert "Every row: 2 epochs of 1,200 images in batches of 32, learning rate 0.001 after 5 steps of warm-up" in text
-    assert "Of `scratch`, `bptt` the learning rate is 0.03. " in text
+    assert "Of `scratch`, `bptt` the learning rate is 0.03. Of `kd`, `joint` the learning rate is 0.002. " in text
     assert "evaluated on all test images" in text and "Left out" not in text
     assert "`tet`" not in text and "Versions: python 3.11, torch 2.9. " in text
 
@@ -108,7 +120,7 @@ def test_an_ablations_table_has_the_differences(tmp_path, capsys):
     leave(runs, "joint-temperature-1", top1=61.0, **TAUGHT)
     program.main(["table", "--runs", str(runs), "--scale", "short", "--results", str(tmp_path / "r"), "--ablations"])
     text = (tmp_path / "r" / "short_no_ablations.md").read_text()
-    assert line_with(text, "2 (default)")[1:7] == [
+    assert line_with(text, "4 (default)")[1:7] == [
         "`joint`",
         "A",
         "2",

@@ -42,8 +42,10 @@ def arguments(place, *more):
     ]
 
 
-def leave(runs, row, seed=0, top1=50.0, cpu="a processor", old=False, lr=0.001, **summary):
-    """A run folder as a finished run leaves it."""
+def leave(runs, row, seed=0, top1=50.0, cpu="a processor", old=False, lr=None, **summary):
+    """A run folder as a finished run leaves it; without `lr` with the row's own, else 0.001."""
+    said = ALL_ROWS[row].said("short") if row in ALL_ROWS else {}
+    lr = lr or float(said.get("train.lr", 0.001))
     folder = runs / "short" / row / f"seed{seed}"
     folder.mkdir(parents=True)
     values = {
