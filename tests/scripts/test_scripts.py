@@ -128,7 +128,13 @@ MISTAKES = {
 }
 
 
-@pytest.mark.parametrize("mistake", MISTAKES)
+ELSEWHERE = ("bad value", "missing weights", "missing mean and std")
+"""Mistakes that tests of the configuration and of teachers make within their own process, in a hundredth of the time."""
+
+
+@pytest.mark.parametrize(
+    "mistake", [pytest.param(name, marks=pytest.mark.slow) if name in ELSEWHERE else name for name in MISTAKES]
+)
 def test_a_mistake_gives_one_clear_line_and_status_2(mistake, tmp_path):
     arguments, texts = MISTAKES[mistake]
     done = call(tmp_path, "distill.py", *arguments(tmp_path), "--run.trackers", "[]", "--run.threads", "1")
