@@ -129,7 +129,7 @@ MISTAKES = {
 
 
 ELSEWHERE = ("bad value", "missing weights", "missing mean and std")
-"""Mistakes that tests of the configuration and of teachers make within their own process, in a hundredth of the time."""
+"""Mistakes that tests of the configuration and of teachers make in their own process, in a hundredth of the time."""
 
 
 @pytest.mark.parametrize(
