@@ -13,16 +13,8 @@ from torch import Tensor, nn
 from distill.data import Preprocessing, Splits, train_loader
 from distill.data.event_frames import summed
 from distill.network_config import InitConfig, StudentConfig
-from models import (
-    PoissonEncoder,
-    SpikingNetwork,
-    calibrate,
-    check_calibration,
-    copy_weights,
-    create_snn,
-    load_weights,
-    spiking_twin,
-)
+from models import PoissonEncoder, SpikingNetwork, calibrate, copy_weights, create_snn, load_weights, spiking_twin
+from models.calibration import check_calibration
 from models.io import WEIGHTS
 from models.registry import FEEDBACK_NETWORKS
 

@@ -1,7 +1,7 @@
 """Spiking networks: what they are, how they are made, saved and loaded. Knows nothing of training."""
 
 from models.ann import create_ann
-from models.calibration import Calibration, calibrate, check_calibration
+from models.calibration import Calibration, calibrate
 from models.compiling import compile_kernels
 from models.dsr import DSRConfig, DSRNeuron
 from models.dynamics import NeuronConfig
@@ -42,7 +42,6 @@ __all__ = [
     "Transfer",
     "UnsupportedOperationError",
     "calibrate",
-    "check_calibration",
     "check_saveable",
     "compile_kernels",
     "copy_weights",
