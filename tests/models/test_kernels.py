@@ -46,7 +46,6 @@ def test_rates_of_half_precision_spikes_are_counted_in_float32():
 @pytest.mark.parametrize(
     ("toy", "algorithm", "piece"),
     [
-        ("Residual", "rate_m", None),
         ("Residual", "rate_m", 100),
         ("SharedNeuron", "rate_m", 100),
         ("SharedNeuron", "rate_s", None),
