@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from distill.adapter_start import start_adapters
 from distill.batch_size import batch_that_fits
 from distill.checkpoints import Checkpoints
-from distill.config import DistillConfig, TrainConfig
+from distill.config import DistillConfig
 from distill.data import (
     Preprocessing,
     Splits,
@@ -37,8 +37,7 @@ from distill.loop import fit
 from distill.losses import check_tap_weights, distillation_losses
 from distill.mixing import Mixing
 from distill.network_config import InitConfig
-from distill.optimizers import make_optimizer
-from distill.preparation import steps_per_epoch, unwrap
+from distill.preparation import check_training, unwrap
 from distill.random_numbers import repeatable
 from distill.results import (
     image_extra,
@@ -290,17 +289,14 @@ def _check(
 ) -> None:
     """Makes everything once, before a folder is made or a teacher trained for hours: what is wrong shows here."""
 
-    def check_training(model: nn.Module, train: TrainConfig) -> None:
-        make_optimizer(model, train)
-        loader = train_loader(data.train, train.batch_size, seed=config.run.seed, workers=config.data.workers)
-        steps_per_epoch(accelerator, loader, train)
-
+    seed, workers = config.run.seed, config.data.workers
     if not has_weights(config.teacher):
-        check_training(teacher, config.teacher_train)  # before the distiller freezes it
+        # before the distiller freezes it
+        check_training(accelerator, teacher, data.train, config.teacher_train, seed, workers)
         _wake_head(teacher)
     distiller = make_distiller(config, teacher, images, preprocessing, init, say=False)
     check_saveable(distiller.student)
-    check_training(distiller, config.train)
+    check_training(accelerator, distiller, data.train, config.train, seed, workers)
     stages_of(config.schedule, [tap.name for tap in distiller.taps], config.train.epochs)
     if config.save_hybrids:
         for tap in distiller.taps:

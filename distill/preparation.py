@@ -12,7 +12,8 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
 from distill.config import TrainConfig
-from distill.data.loaders import prepare_loader
+from distill.data.image_set import ImageSet
+from distill.data.loaders import prepare_loader, train_loader
 from distill.optimizers import make_optimizer
 from models import FeedbackLoop
 
@@ -53,6 +54,21 @@ def prepare_training(
     wrapped, optimizer = accelerator.prepare(model, make_optimizer(model, config))
     prepared = prepare_loader(accelerator, loader)
     return Prepared(model, wrapped, optimizer, prepared, steps_per_epoch(accelerator, loader, config))
+
+
+def check_training(
+    accelerator: Accelerator, model: nn.Module, data: ImageSet, config: TrainConfig, seed: int, workers: int | None
+) -> None:
+    """Makes what a training starts with, once, before anything is written or trained for hours.
+
+    Args:
+        data: the images to train on.
+
+    Raises:
+        ValueError: for an unknown optimizer, or fewer images than a batch or than one step of all processes takes.
+    """
+    make_optimizer(model, config)
+    steps_per_epoch(accelerator, train_loader(data, config.batch_size, seed=seed, workers=workers), config)
 
 
 def steps_per_epoch(accelerator: Accelerator, loader: DataLoader, config: TrainConfig) -> int:

@@ -32,8 +32,7 @@ from distill.frontier import ENERGY_IMAGES, counted, in_order, student_rows
 from distill.loop import fit
 from distill.mixing import Mixing
 from distill.network_config import InitConfig
-from distill.optimizers import make_optimizer
-from distill.preparation import steps_per_epoch, unwrap
+from distill.preparation import check_training, unwrap
 from distill.random_numbers import repeatable
 from distill.results import last_backward_figures, other_timesteps, save_student, student_results, write_results
 from distill.session import Session
@@ -145,6 +144,4 @@ def _check(
     except RuntimeError as error:  # a map that a pool has nothing left of
         size = "x".join(map(str, images.shape[2:]))
         raise ValueError(f"student.name: {config.student.name!r} does not take images of {size}: {error}") from error
-    make_optimizer(snn, config.train)
-    loader = train_loader(data.train, config.train.batch_size, seed=config.run.seed, workers=config.data.workers)
-    steps_per_epoch(accelerator, loader, config.train)
+    check_training(accelerator, snn, data.train, config.train, config.run.seed, config.data.workers)

@@ -86,9 +86,9 @@ CALIBRATED = {**NEURON, "student.init": "calibrated"}
 TAUGHT = {**CALIBRATED, "train.freeze_norms": "true"}
 """A twin from the teacher's weights, trained as the network that it was calibrated as."""
 DISTILLED = {**TAUGHT, "loss.student_ce": "0", "loss.hybrid_ce": "0", "loss.temperature": "4"}
-"""On the teacher's logits alone: labels pull away from them, and the student cannot follow both in a short training."""
+"""On the teacher's logits alone, which ended no lower than with labels and agreed with the teacher more often."""
 SOFT = {"full": {"train.lr": "0.004"}, "short": {"train.lr": "0.002"}}
-"""Without labels the gradient is shorter, and larger steps do no harm."""
+"""Without labels larger steps did no harm: in an epoch of the short scale not even 0.003."""
 NO_TAPS = {"taps": "[]"}
 WITH_TAPS = {**DISTILLED, "init.adapters": "regression"}
 TWIN = {**NEURON, "student.name": "twin"}
