@@ -68,6 +68,7 @@ _STEPS = {
     "then frozen norms": {"train.freeze_norms": "true", "train.lr": "0.001"},
 }
 """What was changed since, in turn; a loss without labels is what is left to the default."""
+_FRESH = {"student.init": "scratch", "train.freeze_norms": "false", "train.lr": "0.03"}
 
 ABLATIONS: dict[str, Ablation] = {
     "loss": Ablation(
@@ -159,6 +160,20 @@ ABLATIONS: dict[str, Ablation] = {
         },
         base="kd",
         note=f"The setting with which the study began: {_FIRST_SAID}. The last is a loss without labels.",
+        scales=("short",),
+    ),
+    "kd_algorithm": Ablation(
+        title="Gradient of logit distillation",
+        default="rate_m",
+        changes=_each("student.algorithm", "rate_s", "bptt"),
+        base="kd",
+    ),
+    "fresh": Ablation(
+        title="From weights drawn anew",
+        default="logit distillation of the calibrated twin",
+        changes={"logit distillation": _FRESH, "three hybrids, joint": {**_FRESH, "taps": "stages"}},
+        base="kd",
+        note="A student that cannot have its teacher's weights: with the statistics of the batch, learning rate 0.03.",
         scales=("short",),
     ),
     "gradient_scale": Ablation(  # distillation has no such setting

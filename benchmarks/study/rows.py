@@ -32,6 +32,10 @@ SCALES = {
         what="6 epochs of the 50,000 images, evaluated on all 10,000 test images",
         arguments={"train.epochs": "6", "train.lr": "0.002", "train.warmup_steps": "100"},
     ),
+    "medium": Scale(
+        what="2 epochs of the 50,000 images in batches of 32, evaluated on all 10,000 test images",
+        arguments={"train.epochs": "2", "train.batch_size": "32", "train.lr": "0.001", "train.warmup_steps": "50"},
+    ),
     "short": Scale(
         what="3 epochs of 10,240 images in batches of 32, evaluated on 2,000 test images",
         arguments={
@@ -80,14 +84,14 @@ class Row:
 
 NEURON = {"student.neuron.leak": "0.5", "student.neuron.detach_reset": "false"}
 """Of all students that train, or are calibrated."""
-FRESH = {"full": {"train.lr": "0.1"}, "short": {"train.lr": "0.03"}}
+FRESH = {"full": {"train.lr": "0.1"}, "medium": {"train.lr": "0.03"}, "short": {"train.lr": "0.03"}}
 """Weights that are drawn anew take steps, at each scale, that would ruin calibrated ones."""
 CALIBRATED = {**NEURON, "student.init": "calibrated"}
 TAUGHT = {**CALIBRATED, "train.freeze_norms": "true"}
 """A twin from the teacher's weights, trained as the network that it was calibrated as."""
 DISTILLED = {**TAUGHT, "loss.student_ce": "0", "loss.hybrid_ce": "0", "loss.temperature": "4"}
 """On the teacher's logits alone, which ended no lower than with labels and agreed with the teacher more often."""
-SOFT = {"full": {"train.lr": "0.004"}, "short": {"train.lr": "0.002"}}
+SOFT = {"full": {"train.lr": "0.004"}, "medium": {"train.lr": "0.002"}, "short": {"train.lr": "0.002"}}
 """Without labels larger steps did no harm: in an epoch of the short scale not even 0.003."""
 NO_TAPS = {"taps": "[]"}
 WITH_TAPS = {**DISTILLED, "init.adapters": "regression"}
@@ -137,8 +141,11 @@ _TRAINED: dict[str, Row] = {
         label="progressive",
         script="distill",
         arguments={**WITH_TAPS, "schedule.name": "progressive"},
-        # three epochs: no stage for each tap
-        at_scale={**SOFT, "short": {**SOFT["short"], "taps": "[layer2]", "schedule.epochs": "[1, 2]"}},
+        at_scale={  # two or three epochs: no stage for each tap
+            **SOFT,
+            "medium": {**SOFT["medium"], "taps": "[layer2]", "schedule.epochs": "[1, 1]"},
+            "short": {**SOFT["short"], "taps": "[layer2]", "schedule.epochs": "[1, 2]"},
+        },
     ),
     "stochastic": Row(
         title="+ hybrids, stochastic",

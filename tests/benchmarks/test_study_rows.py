@@ -13,7 +13,10 @@ from benchmarks.study.running import command
 from distill.schedules import stages_of
 
 
-@pytest.mark.parametrize("name, scale", [(name, "short") for name in ALL_ROWS] + [(name, "full") for name in ROWS])
+@pytest.mark.parametrize(
+    "name, scale",
+    [(name, "short") for name in ALL_ROWS] + [(name, scale) for name in ROWS for scale in ("full", "medium")],
+)
 def test_every_rows_command_line_is_understood(name, scale, place):
     row, place = ALL_ROWS[name], dataclasses.replace(place, scale=scale)
     words = command(place, row, 3, place.folder(name, 3))
@@ -25,7 +28,7 @@ def test_every_rows_command_line_is_understood(name, scale, place):
     ann = config.ann if row.script == "train_snn" else config.teacher
     assert ann.weights == (str(place.teacher) if row.teacher else None)
     assert ann.kwargs == {"channels": [32, 64, 128, 256]} and config.run.seed == 3 and config.run.threads == 1
-    epochs, images = {"short": (3, 10240), "full": (6, None)}[scale]
+    epochs, images = {"short": (3, 10240), "medium": (2, None), "full": (6, None)}[scale]
     assert config.train.epochs == epochs and config.data.max_train_samples == images and config.data.hflip == 0.5
     if row.script == "distill" and isinstance(config.taps, list):
         assert sum(stage.epochs for stage in stages_of(config.schedule, config.taps, epochs)) == epochs
