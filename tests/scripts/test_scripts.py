@@ -96,7 +96,10 @@ def test_a_network_learns_from_labels_alone(tmp_path):
     assert snn.algorithm == "sltt" and snn.spec["width"] == 8 and snn(torch.zeros(2, 1, 8, 8)).shape == (2, 10)
 
 
-@pytest.mark.parametrize("script", ["distill.py", "train_teacher.py", "train_snn.py"])
+@pytest.mark.parametrize(
+    "script",
+    ["distill.py", *(pytest.param(name, marks=pytest.mark.slow) for name in ("train_teacher.py", "train_snn.py"))],
+)
 def test_help_is_shown(script, tmp_path):
     done = succeed(tmp_path, script, "--help")
     assert "--train.lr" in done.stdout and "--resume" in done.stdout and done.stderr == ""
@@ -148,13 +151,18 @@ def test_a_mistake_gives_one_clear_line_and_status_2(mistake, tmp_path):
 def test_two_processes_on_the_cpu_write_one_run(tmp_path):
     # accelerate launch --cpu starts several processes with MPI only; torchrun sets the same environment
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
-    arguments = [*DISTIL, "--train.batch_size", "16", "--teacher_train.batch_size", "16", "--run.dir", "run"]
+    arguments = [
+        *(*DISTIL, "--train.batch_size", "8", "--teacher_train.batch_size", "16", "--run.dir", "run"),
+        # some parameters have no part in a step, of which DDP has to know
+        *("--schedule.name", "stochastic", "--train.accumulate", "2"),
+    ]
     done = succeed(tmp_path, "distill.py", *arguments, launcher=launcher)
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
     # 128 images, 16 on each of two processes: four optimizer steps an epoch
     found = [(line["stage"], line["epoch"], line["steps"]) for line in metrics(tmp_path / "run")]
     assert found == [("teacher", 1, 4), ("student", 1, 4)]
     summary = read(tmp_path / "run" / "summary.json")
+    assert list(summary["hybrid_top1"]) == ["layer1", "layer2", "layer3"] and summary["schedule"] == "stochastic"
     for accuracy in (summary["teacher_top1"], summary["student_top1"], *summary["hybrid_top1"].values()):
         assert accuracy * 50 / 100 == pytest.approx(round(accuracy * 50 / 100))  # each of the 50 images counts once
     assert done.stderr.count("top-1 (%)") == 1
@@ -163,7 +171,8 @@ def test_two_processes_on_the_cpu_write_one_run(tmp_path):
     assert again.returncode != 0 and "train.lr (was 0.05, is 0.5)" in again.stderr
 
 
-@pytest.mark.parametrize("schedule", ["stochastic", pytest.param("progressive", marks=pytest.mark.slow)])
+@pytest.mark.slow  # in the suite: one process and two with the same images, test_processes.py
+@pytest.mark.parametrize("schedule", ["stochastic", "progressive"])
 def test_two_processes_train_in_every_schedule(teacher_run, schedule, tmp_path):
     # where some parameters have no part in a step, or in a stage, DDP has to know of it
     run, _ = teacher_run
@@ -200,6 +209,7 @@ def test_what_a_run_leaves_can_be_evaluated(distilled, tmp_path):
     assert missing.returncode == 2 and "model" in missing.stderr and "Traceback" not in missing.stderr
 
 
+@pytest.mark.slow  # in the suite: a killed run ends like a whole one, test_killed_runs.py
 def test_a_killed_run_goes_on_where_it_was(tmp_path):
     arguments = [*DISTIL, "--train.epochs", "40", "--run.dir", "run"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
