@@ -9,6 +9,7 @@ from distill import DistillConfig, SnnTrainingConfig, cli
 from distill.config import TeacherTrainingConfig
 from distill.config_changes import flatten
 from distill.data.event_config import EVENTS
+from distill.teachers import teacher_preprocessing
 
 FOLDER = Path(__file__).resolve().parents[2] / "configs"
 RECIPES = sorted(path for path in FOLDER.rglob("*.yaml") if path.parent.name != "accelerate")
@@ -32,6 +33,7 @@ def test_there_are_recipes():
         "digits_teacher",
         "digits_snn",
         "cifar10_resnet18",
+        "imagenet_resnet34",
         "snn_cifar10",
         "snn_cifar100",
         "snn_imagenet",
@@ -73,6 +75,15 @@ def test_a_teachers_recipe_makes_the_teacher_that_the_distillation_expects(name)
     config = parsed(distillation)[0]
     assert config.teacher == teacher.teacher and config.data == teacher.data
     assert config.teacher_train == teacher.train
+
+
+def test_imagenet_starts_and_learns_as_what_won_on_cifar10():
+    ours, cifar10 = (parsed(FOLDER / f"{name}.yaml")[0] for name in ("imagenet_resnet34", "cifar10_resnet18"))
+    assert (ours.student, ours.init, ours.loss) == (cifar10.student, cifar10.init, cifar10.loss)
+    assert ours.train.freeze_norms and ours.teacher.pretrained and 8 * ours.train.batch_size == 256
+    preprocessing = teacher_preprocessing(ours.teacher)  # timm's entry of the weights: torchvision's
+    assert preprocessing.input_size == (3, 224, 224) and preprocessing.crop_pct == 0.875
+    assert preprocessing.interpolation == "bilinear" and preprocessing.mean == (0.485, 0.456, 0.406)
 
 
 PAPER = {  # Yu et al., NeurIPS 2024, appendix: network, images a step on all processes, rate, decay, epochs
