@@ -12,8 +12,9 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-import torch
 from accelerate import Accelerator
+
+from distill.processes import Agreement
 
 log = logging.getLogger(__name__)
 
@@ -77,11 +78,7 @@ class Interruption:
         Raises:
             Preempted: on all processes alike.
         """
-        asked = self.asked
-        if accelerator.num_processes > 1:  # one alone need not wait for its GPU
-            told = torch.tensor(float(asked), device=accelerator.device)
-            asked = bool(accelerator.reduce(told, "sum") > 0)
-        if asked:
+        if any(Agreement(accelerator).any_of(self.asked)):
             raise Preempted(f"asked to stop (SIGTERM) in {where}")
 
     def _ask(self, *_: object) -> None:

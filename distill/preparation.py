@@ -106,9 +106,11 @@ def freeze_norms(network: nn.Module) -> None:
 
 
 def unwrap(accelerator: Accelerator, model: nn.Module) -> nn.Module:
-    """The network that was prepared, without what Accelerate put around it; its `forward` is its class's again."""
+    """The network that was prepared, without what Accelerate put around it or left on it: it can be prepared again."""
     network = accelerator.unwrap_model(model, keep_fp32_wrapper=False)
-    vars(network).pop("forward", None)  # Accelerate leaves the bound method on the instance
+    # a `forward` with autocast, and a mark for which it would not be given one again
+    for left in ("forward", "_is_accelerate_prepared"):
+        vars(network).pop(left, None)
     return network
 
 

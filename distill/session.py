@@ -12,7 +12,13 @@ import torch
 import yaml
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
-from accelerate.utils import InitProcessGroupKwargs, LoggerType, broadcast_object_list, set_seed
+from accelerate.utils import (
+    DataLoaderConfiguration,
+    InitProcessGroupKwargs,
+    LoggerType,
+    broadcast_object_list,
+    set_seed,
+)
 
 from distill.config import RunConfig
 from distill.config_changes import flatten
@@ -96,6 +102,8 @@ def start(config: RunConfig, resume: bool, config_text: str, allow_changed: Sequ
         log_with=config.trackers or None,
         step_scheduler_with_optimizer=False,  # the loop counts optimizer steps itself
         project_dir=config.dir or "runs",
+        # the loaders' memory is pinned: nobody waits for a batch to reach the GPU
+        dataloader_config=DataLoaderConfiguration(non_blocking=True),
         kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
     )
     logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
@@ -107,7 +115,7 @@ def start(config: RunConfig, resume: bool, config_text: str, allow_changed: Sequ
     _set_threads(accelerator, config.threads)
     compile_kernels(config.compile)
     set_seed(config.seed)
-    torch.backends.cudnn.deterministic = True  # equal seeds, equal weights
+    torch.backends.cudnn.deterministic = True  # of convolutions: other operations of a GPU may still add in any order
     resolved = yaml.safe_load(config_text)
     resolved["run"]["mixed_precision"] = accelerator.mixed_precision  # which may have come from the launcher
     return Session(accelerator, config, resume, yaml.safe_dump(resolved, sort_keys=False), allow_changed)

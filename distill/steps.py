@@ -37,9 +37,7 @@ class StepGuard:
     def before_pass(self) -> None:
         """Call it before each forward pass: the first of a step keeps the buffers."""
         if not self._pending:
-            with torch.no_grad():
-                for kept, buffer in zip(self._before, self._buffers, strict=True):
-                    kept.copy_(buffer)
+            _copy(self._before, self._buffers)
 
     def after_pass(
         self,
@@ -83,9 +81,7 @@ class StepGuard:
         Args:
             overflowed: whether its loss was a number, and float16 too small for its gradients.
         """
-        with torch.no_grad():
-            for kept, buffer in zip(self._before, self._buffers, strict=True):
-                buffer.copy_(kept)
+        _copy(self._buffers, self._before)
         progress.skipped += 1
         progress.overflowed_in_a_row = progress.overflowed_in_a_row + 1 if overflowed else 0
         progress.skipped_in_a_row = 0 if overflowed else progress.skipped_in_a_row + 1
@@ -95,3 +91,10 @@ class StepGuard:
     def parts(self) -> str:
         """The parts of the loss of the bad step, for people."""
         return "; ".join(", ".join(f"{n} {v.item():g}" for n, v in parts.items()) for parts in self._last)
+
+
+@torch.no_grad()
+def _copy(into: list[Tensor], of: list[Tensor]) -> None:
+    """A GPU's kernel for all tensors of a type, not one for each: the buffers of batch norms are small and many."""
+    for dtype in {x.dtype for x in of}:
+        torch._foreach_copy_([x for x in into if x.dtype == dtype], [x for x in of if x.dtype == dtype])

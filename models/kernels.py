@@ -147,10 +147,8 @@ def fire_with_rate(
         spikes (T*B, C, ...) and the means, in the type of the first addend.
     """
     like, streams, maps = _prepare(folded, steps, affine)
-    if is_compiling():
-        spikes, *means = _fire_in_pieces(streams, maps, timesteps, neuron, leak)
-    else:
-        spikes, *means = _fire_with_rate(streams, maps, timesteps, neuron, leak)
+    fire_all = _fire_in_pieces if is_compiling() and like.device.type == "cpu" else _fire_whole
+    spikes, *means = fire_all(streams, maps, timesteps, neuron, leak)
     shaped = (x if x is None else from_layout(x[None], like) for x in means)
     return from_layout(spikes, like), Means(*shaped)  # type: ignore[arg-type]  # only the last two may be None
 
@@ -159,8 +157,14 @@ PIECE = 2**18
 """Numbers of a step that a CPU works on at a time: what the compiled pass keeps in between then stays in its cache."""
 
 
+@compilable
+def _fire_whole(streams: list[Tensor], maps: list, timesteps: int, neuron: NeuronConfig, leak: Leak):
+    """`_fire_with_rate` in one call: on a GPU, writing into given tensors is another pass over the spikes."""
+    return _fire_with_rate(streams, maps, timesteps, neuron, leak)
+
+
 def _fire_in_pieces(streams: list[Tensor], maps: list, timesteps: int, neuron: NeuronConfig, leak: Leak):
-    """The compiled `_fire_with_rate`, on a CPU a piece of the rows (or images) at a time.
+    """The compiled `_fire_with_rate` on a CPU, a piece of the rows (or images) at a time.
 
     The compiler keeps a membrane of every step in between; in pieces they need no memory to speak of.
     """
@@ -170,7 +174,7 @@ def _fire_in_pieces(streams: list[Tensor], maps: list, timesteps: int, neuron: N
     if timesteps <= MAX_COUNT:
         means.append(spikes.new_empty(shape, dtype=torch.uint8))
     numbers = max(1, math.prod(shape))  # an empty batch has none
-    piece = max(1, PIECE * rows // numbers if spikes.device.type == "cpu" else rows)
+    piece = max(1, PIECE * rows // numbers)
     for start in range(0, rows, piece):
         part = slice(start, start + piece)
         _fire_into(

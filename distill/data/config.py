@@ -68,7 +68,8 @@ class DataConfig:
     synthetic_classes: int = 10
     """Classes of name=synthetic."""
     workers: int | None = None
-    """Loader processes; None: 0 when the images are in memory, else the number of CPUs, at most 8."""
+    """Loader processes; None: 0 when the images are in memory, else the number of CPUs for each process
+    of this machine, at most 8."""
 
     def __post_init__(self) -> None:
         kind, _, rest = self.name.partition("/")

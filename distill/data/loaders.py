@@ -67,7 +67,8 @@ def train_loader(
         dataset: training images.
         batch_size: images per process and batch.
         seed: of the order, from 0 up; the same in every process.
-        workers: loader processes; None: 0 when the images are in memory, else the number of CPUs, at most 8.
+        workers: loader processes; None: 0 when the images are in memory, else the number of CPUs for each process of
+            this machine, at most 8.
     """
     _check_batch_size(batch_size)
     if len(dataset) < batch_size:
@@ -175,7 +176,8 @@ def _loader(
     only: list[int] | None = None,
 ) -> DataLoader[tuple[Tensor, Tensor]]:
     if workers is None:
-        workers = 0 if dataset.in_memory else min(MOST_WORKERS, _cpus())
+        sharing = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # this machine's CPUs: a launcher's processes
+        workers = 0 if dataset.in_memory else min(MOST_WORKERS, max(1, _cpus() // sharing))
     if workers < 0:
         raise ValueError(f"workers is {workers}; allowed: integers from 0 up")
     images = dataset if only is None else Subset(dataset, only)

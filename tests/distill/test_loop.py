@@ -147,11 +147,14 @@ def test_fewer_images_than_a_batch_are_refused(tmp_path):
 def test_unwrapping_leaves_nothing_of_autocast_on_the_network():
     forget_accelerate()
     accelerator = Accelerator(cpu=True, mixed_precision="bf16")
-    network = nn.Linear(4, 3)
+    network, inside = nn.Sequential(nn.Linear(4, 3)), []
+    network[0].register_forward_hook(lambda module, args, output: inside.append(output.dtype))
     wrapped = accelerator.prepare(network)
     assert "forward" in vars(wrapped)
     found = unwrap(accelerator, wrapped)
     assert found is network and "forward" not in vars(found) and found(torch.ones(1, 4)).dtype == torch.float32
+    accelerator.prepare(network)(torch.ones(1, 4))  # by the next stage of a schedule
+    assert inside == [torch.float32, torch.bfloat16]
 
 
 def test_a_training_goes_on_with_the_data_where_the_one_before_ended(tmp_path):
