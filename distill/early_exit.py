@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 from distill.hybrid_network import Hybrid, running_mean
 from distill.preparation import channels_last
 from models import SpikingNetwork
-from models.kernels import at_least_float32
+from models.layout import at_least_float32
 
 
 @torch.no_grad()

@@ -21,7 +21,7 @@ from distill.tails import images_in_front, look, run_tails
 from distill.taps import check_taps, hooks, tap_names
 from models import SpikeTrain, SpikingNetwork
 from models.ann import image_channels
-from models.kernels import at_least_float32
+from models.layout import at_least_float32
 from models.network import probing
 
 

@@ -37,7 +37,7 @@ from models.io import (
     save_tensors,
     saved_network,
 )
-from models.kernels import at_least_float32
+from models.layout import at_least_float32
 from models.network import probing
 from models.prediction import Prediction, Source, predict
 from models.twin import ACTIVATIONS

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.kernels import at_least_float32
+from models.layout import at_least_float32
 
 if TYPE_CHECKING:  # both import this module
     from distill.config import LossConfig

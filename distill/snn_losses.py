@@ -17,7 +17,7 @@ from torch import Tensor
 
 from distill.checks import check
 from distill.losses import cross_entropy
-from models.kernels import at_least_float32
+from models.layout import at_least_float32
 
 
 @dataclass(frozen=True, kw_only=True)

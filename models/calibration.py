@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from models.dynamics import step
-from models.kernels import at_least_float32
+from models.layout import at_least_float32
 from models.network import SpikingNetwork, probing
 from models.neuron import SpikingNeuron
 from models.scale_choice import PERCENTILES, LayerCalibration, choose, shifts_at

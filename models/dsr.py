@@ -14,7 +14,7 @@ import torch
 from spikingjelly.activation_based.neuron import DSRIFNode, DSRLIFNode
 from torch import nn
 
-from models.kernels import at_least_float32
+from models.layout import at_least_float32
 from models.spiketrain import SpikeTrain, UnsupportedOperationError
 
 

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from models.kernels import mean_over_steps
+from models.layout import mean_over_steps
 from models.linear_rate import Counts
 from models.normalization import Norm
 from models.spiketrain import SpikeTrain

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from models.compiling import compilable, is_compiling
-from models.kernels import dense, from_layout, in_memory_format_of, is_channels_last, layout
+from models.layout import dense, from_layout, in_memory_format_of, is_channels_last, layout
 from models.normalization import Norm
 from models.ranks import sums_over_ranks
 

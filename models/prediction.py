@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from models.images import image_mode, open_image
-from models.kernels import at_least_float32
+from models.layout import at_least_float32
 from models.preprocessing import Normalize, Preprocessing, preprocessing_of, resize_and_crop
 
 Source = Image.Image | str | os.PathLike[str]

@@ -32,7 +32,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from models.kernels import mean_over_steps
+from models.layout import mean_over_steps
 from models.linear_rate import Counts
 from models.tape import Mean, Tape
 from models.term import Term

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from models.kernels import at_least_float32
+from models.layout import at_least_float32
 from models.spiketrain import SpikeTrain
 from models.tape import Tape
 

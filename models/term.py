@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from models.kernels import mean_over_steps
+from models.layout import mean_over_steps
 from models.linear_rate import Counts
 from models.normalization import Norm
 

@@ -9,7 +9,7 @@ from torch import Tensor, fx, nn
 
 from distill.export.leaves import Gate, Neuron
 from distill.export.loops import nodes_of_loop, states_of
-from models.kernels import at_least_float32
+from models.layout import at_least_float32
 
 
 class Unrolled(nn.Module):

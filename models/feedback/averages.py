@@ -13,7 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from models.kernels import at_least_float32
+from models.layout import at_least_float32
 
 
 class RunningAverage:

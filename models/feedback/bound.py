@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from models.kernels import at_least_float32
+from models.layout import at_least_float32
 
 _ROUNDING = 1e-6
 """A weight that was projected is within the bound to this share, and is left alone."""

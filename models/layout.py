@@ -1,0 +1,50 @@
+"""How a spike stream lies in memory: the folded tensor that convolutions see, and the view that passes over time take.
+
+Shapes: S stored steps (1 or T), B images, C channels.
+"""
+
+from __future__ import annotations
+
+import torch
+from einops import rearrange
+from torch import Tensor
+
+
+def layout(folded: Tensor, steps: int) -> Tensor:
+    """A folded tensor (S*B, C, ...) as its memory lies: (S, rows, C) or (S, B, C, pixels); a view."""
+    if folded.ndim == 2:
+        return rearrange(folded, "(s b) c -> s b c", s=steps)
+    if is_channels_last(folded):
+        return rearrange(folded, "(s b) c h w -> s (b h w) c", s=steps)
+    return rearrange(folded.flatten(2), "(s b) c pixels -> s b c pixels", s=steps)
+
+
+def from_layout(x: Tensor, like: Tensor) -> Tensor:
+    """The inverse of `layout` for a tensor made from `like` (any number of steps): (S, ...) -> (S*B, C, ...)."""
+    if like.ndim == 2:
+        return x.flatten(0, 1)
+    if is_channels_last(like):
+        return x.view(-1, *like.shape[2:], like.shape[1]).permute(0, 3, 1, 2)
+    return x.flatten(0, 1).view(-1, *like.shape[1:])
+
+
+def is_channels_last(x: Tensor) -> bool:
+    return x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last)
+
+
+def mean_over_steps(folded: Tensor, steps: int) -> Tensor:
+    """The mean over time of a folded stream: (S*B, ...) -> (B, ...)."""
+    return folded if steps == 1 else folded.unflatten(0, (steps, -1)).mean(0)
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def dense(x: Tensor) -> Tensor:
+    """The tensor in one of the two memory formats that have a layout."""
+    return x.contiguous() if x.ndim > 2 and not (is_channels_last(x) or x.is_contiguous()) else x
+
+
+def in_memory_format_of(like: Tensor, x: Tensor) -> Tensor:
+    return x.contiguous(memory_format=torch.channels_last if is_channels_last(like) else torch.contiguous_format)
