@@ -1,6 +1,7 @@
 """The images of a run as map-style datasets: a training and a held-out set with the same classes."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +15,7 @@ from distill.data.digits import CLASSES, load_digits, rank_in_class
 from distill.data.event_config import is_events
 from distill.data.everywhere import check_same_images, from_all
 from distill.data.faults import Unreadable, find_unreadable
-from distill.data.files import DecodedOnRead, FileSplit
+from distill.data.files import ONE_FOLDER, DecodedOnRead, FileSplit
 from distill.data.image_set import ImageSet
 from distill.data.sources import list_files
 from distill.data.synthetic import synthetic_images, synthetic_labels
@@ -46,7 +47,8 @@ def load_data(config: DataConfig, preprocessing: Preprocessing, seed: int = 0, t
             sum over all frames, an image, as an analogue network sees it. Images are the same for every T.
 
     Raises:
-        ValueError: if there is nothing to read, or processes of one run have found different images.
+        ValueError: if there is nothing to read, there are not two classes, or processes of one run have found different
+            images.
     """
     splits = _opened(config, preprocessing, seed, timesteps)
     check_same_images(splits.train, splits.eval)
@@ -106,7 +108,7 @@ def _load_files(
     if pre.input_size[0] not in (1, 3):
         raise ValueError(f"input_size is {pre.input_size}; image files allow 1 (grey) or 3 (RGB) channels")
     train_files, eval_files = list_files(config)
-    _check_same_classes(train_files, eval_files)
+    _check_classes(train_files, eval_files)
     sets = [
         (limited(train_files, config.max_train_samples), train),
         (limited(eval_files, config.max_eval_samples), evaluate),
@@ -195,7 +197,20 @@ def spread(labels: np.ndarray, limit: int | None) -> np.ndarray:
     return np.sort(np.lexsort((labels, rank_in_class(labels)))[:limit])
 
 
-def _check_same_classes(train: FileSplit, evaluate: FileSplit) -> None:
+def check_several(classes: Sequence[str], where: object) -> None:
+    """One class teaches nothing, and is most often a folder around those of the classes.
+
+    Raises:
+        ValueError: for fewer than two classes; names the one.
+    """
+    if len(classes) < 2:
+        found = f"the class {classes[0]!r} alone" if classes else "no class"
+        raise ValueError(f"{where} has {found}, at least two are needed; in folders and tars {ONE_FOLDER}")
+
+
+def _check_classes(train: FileSplit, evaluate: FileSplit) -> None:
+    for split in (train, evaluate):
+        check_several(split.classes, split.path)
     if train.classes == evaluate.classes:
         return
     differences = [

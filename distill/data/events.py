@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from distill.data.config import DataConfig, Preprocessing
-from distill.data.datasets import MEMORY_BYTES, ImageSet, Splits, spread
+from distill.data.datasets import MEMORY_BYTES, ImageSet, Splits, check_several, spread
 from distill.data.event_files import SETS, open_frames
 from distill.data.event_frames import EventTransform, stack_frames
 from distill.data.transforms import Transform
@@ -76,6 +76,7 @@ def load_events(config: DataConfig, preprocessing: Preprocessing, seed: int, tim
     if any(tuple(folder.classes) != classes for folder in folders):
         both = " and ".join(str(list(folder.classes)) for folder in folders)
         raise ValueError(f"data.root: training and test recordings must have the same classes, found {both}")
+    check_several(classes, f"data.root: {config.root}")
     train, held_out = _parts(folders, config)
     in_memory = config.in_memory
     if in_memory is None:

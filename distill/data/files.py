@@ -211,7 +211,7 @@ def _check_folders(path: Path, found: list[tuple[ImageFile, str]]) -> None:
 
 
 def _folder_of(name: str) -> str:
-    """Of an image; in a tar inside of a tar, which may hold a part of a class only, the folder there or, if none, it."""
+    """Of an image: inside of a tar in a tar, which may hold parts of several classes, if there is one; else the tar."""
     return os.path.dirname(name.rpartition(".tar/")[2]) or os.path.dirname(name)
 
 

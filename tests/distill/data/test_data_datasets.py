@@ -120,6 +120,35 @@ def test_different_classes_in_train_and_eval_are_named(images, tmp_path):
         load_data(folder(tmp_path), PIXELS)
 
 
+@pytest.mark.parametrize("splits", [("train", "val"), ("val",)], ids="_".join)
+def test_a_single_class_is_refused_by_split_before_any_image_is_read(images, tmp_path, splits):
+    """In val alone it is Tiny ImageNet as it is unpacked, whose held-out images all lie in val/images."""
+    for split in splits:
+        (tmp_path / split / "b").rename(tmp_path / split / "images")
+        for other in "ac":
+            shutil.rmtree(tmp_path / split / other)
+        for file in (tmp_path / split).rglob("*.png"):
+            file.write_bytes(b"no image")
+    message = (
+        rf"{tmp_path / splits[0]} has the class 'images' alone, at least two are needed; .*a class is one folder,"
+    )
+    with pytest.raises(ValueError, match=message):
+        load_data(folder(tmp_path), PIXELS)
+
+
+def test_a_split_may_hold_one_class_of_those_that_a_class_map_names(images, tmp_path):
+    (tmp_path / "names.txt").write_text("a\nb\nc\n")
+    for other in "ac":
+        shutil.rmtree(tmp_path / "val" / other)
+    splits = load_data(folder(tmp_path, class_map=str(tmp_path / "names.txt")), PIXELS)
+    assert splits.classes == ("a", "b", "c") and splits.eval.labels.tolist() == [1]
+    (tmp_path / "names.txt").write_text("b\n")
+    for other in "ac":
+        shutil.rmtree(tmp_path / "train" / other)
+    with pytest.raises(ValueError, match="has the class 'b' alone"):
+        load_data(folder(tmp_path, class_map=str(tmp_path / "names.txt")), PIXELS)
+
+
 def test_limits_spread_over_the_classes(images, tmp_path):
     splits = load_data(folder(tmp_path, max_train_samples=5, max_eval_samples=2), PIXELS)
     assert splits.train.labels.tolist() == [0, 0, 1, 1, 2]

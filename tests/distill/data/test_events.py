@@ -347,7 +347,7 @@ def test_recordings_are_read_where_threads_and_collections_meet(tmp_path):
         sum(range(9))
 
     rng = np.random.default_rng(0)
-    many = {f"{split}/0/{i}": random_events(rng, 9, 34) for split in ("Train", "Test") for i in range(40)}
+    many = {f"{split}/{i % 2}/{i}": random_events(rng, 9, 34) for split in ("Train", "Test") for i in range(40)}
     tar = nmnist_tar(tmp_path / "many.tar", many)
     interval, thresholds = sys.getswitchinterval(), gc.get_threshold()
     gc.callbacks.append(some_python)
@@ -397,6 +397,13 @@ def test_splits_of_other_classes_are_refused(tmp_path):
         tmp_path / "a.tar", {f"{n}/1": random_events(rng, 9, 34) for n in ("Train/0", "Train/1", "Test/0")}
     )
     with pytest.raises(ValueError, match=r"same classes, found \['0', '1'\] and \['0'\]"):
+        opened(tar, tmp_path / "cache")
+
+
+def test_recordings_of_a_single_class_are_refused(tmp_path):
+    rng = np.random.default_rng(0)
+    tar = nmnist_tar(tmp_path / "a.tar", {f"{n}/4/1": random_events(rng, 9, 34) for n in ("Train", "Test")})
+    with pytest.raises(ValueError, match=r"root: .*a\.tar has the class '4' alone, at least two are needed"):
         opened(tar, tmp_path / "cache")
 
 
