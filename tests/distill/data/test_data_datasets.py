@@ -129,9 +129,7 @@ def test_a_single_class_is_refused_by_split_before_any_image_is_read(images, tmp
             shutil.rmtree(tmp_path / split / other)
         for file in (tmp_path / split).rglob("*.png"):
             file.write_bytes(b"no image")
-    message = (
-        rf"{tmp_path / splits[0]} has the class 'images' alone, at least two are needed; .*a class is one folder,"
-    )
+    message = rf"{tmp_path / splits[0]} has the class 'images' alone, at least two are needed; .*a class is one folder,"
     with pytest.raises(ValueError, match=message):
         load_data(folder(tmp_path), PIXELS)
 
