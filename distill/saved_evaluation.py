@@ -54,7 +54,9 @@ def run(config: EvaluationConfig) -> dict[str, Any]:
     )
     accelerator = start(settings, False, "run: {}").accelerator
     log.info("images: %s", preprocessing)
-    data = load_data(config.data, preprocessing, settings.seed, network.timesteps)
+    # where the network names no classes, those of the training split tell a held-out one that lacks some
+    training = config.recalibrate or "classes" not in network.spec["extra"]
+    data = load_data(config.data, preprocessing, settings.seed, network.timesteps, training)
     _check_classes(network, data, config.model)
     if config.recalibrate and len(data.train) == 0:
         raise ValueError(f"recalibrate takes training images: data.name={config.data.name!r} has none")
@@ -70,7 +72,7 @@ def run(config: EvaluationConfig) -> dict[str, Any]:
     for steps in wanted:
         cut = data
         if steps != own and is_events(config.data):  # the recordings are cut anew, into as many frames
-            cut = load_data(config.data, preprocessing, settings.seed, steps)
+            cut = load_data(config.data, preprocessing, settings.seed, steps, training)
         exits = steps == wanted[-1] and bool(config.exit_thresholds)
         found[steps] = evaluator.at(steps, cut, settings.seed, exits)
         if steps == wanted[0]:

@@ -147,6 +147,26 @@ def test_a_split_may_hold_one_class_of_those_that_a_class_map_names(images, tmp_
         load_data(folder(tmp_path, class_map=str(tmp_path / "names.txt")), PIXELS)
 
 
+@pytest.mark.parametrize("in_memory", [True, False, None])
+@pytest.mark.parametrize("fields", [{}, {"on_corrupt": "skip"}, {"random_resized_crop": True}], ids=str)
+def test_without_training_images_no_training_split_is_wanted(images, tmp_path, in_memory, fields):
+    shutil.rmtree(tmp_path / "train")
+    splits = load_data(folder(tmp_path, in_memory=in_memory, **fields), PIXELS, training=False)
+    assert len(splits.train) == 0 and splits.train.skipped == () and splits.classes == ("a", "b", "c")
+    assert (pixels(splits.eval) == images[::3]).all() and splits.eval.labels.tolist() == [0, 1, 2]
+    with pytest.raises(ValueError, match=r"looked for train/ or train\.tar"):
+        load_data(folder(tmp_path, in_memory=in_memory, **fields), PIXELS)
+
+
+@pytest.mark.parametrize("name", ["digits", "synthetic"])
+def test_other_data_has_no_training_images_either_where_none_are_wanted(name):
+    pre = Preprocessing(input_size=(1, 8, 8), mean=(0.0,), std=(1.0,))
+    whole, held_out = (load_data(DataConfig(name=name), pre, training=training) for training in (True, False))
+    assert (len(whole.train), len(held_out.train)) == ({"digits": 1442, "synthetic": 1030}[name], 0)
+    assert held_out.eval.labels.tolist() == whole.eval.labels.tolist() and held_out.classes == whole.classes
+    assert torch.equal(held_out.eval[3][0], whole.eval[3][0])
+
+
 def test_limits_spread_over_the_classes(images, tmp_path):
     splits = load_data(folder(tmp_path, max_train_samples=5, max_eval_samples=2), PIXELS)
     assert splits.train.labels.tolist() == [0, 0, 1, 1, 2]

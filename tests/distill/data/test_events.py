@@ -105,6 +105,14 @@ def test_the_first_recordings_of_every_class_are_kept(stripes, cache):
     assert data.train.labels.tolist() == [0, 0, 0, 1, 1] and data.eval.labels.tolist() == [0, 1]
 
 
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_without_training_recordings_none_is_read(stripes, cache, in_memory):
+    config = DataConfig(name="nmnist", root=str(stripes), cache=str(cache), in_memory=in_memory)
+    data = load_data(config, preprocessing(), 0, T, training=False)
+    assert (len(data.train), len(data.eval), data.classes) == (0, 6, ("0", "1"))
+    assert torch.equal(data.eval[5][0], opened(stripes, cache).eval[5][0])
+
+
 @pytest.fixture(scope="module")
 def cifar(tmp_path_factory):
     """CIFAR10-DVS unpacked: ten recordings of each class."""
