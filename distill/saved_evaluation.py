@@ -55,7 +55,7 @@ def run(config: EvaluationConfig) -> dict[str, Any]:
     accelerator = start(settings, False, "run: {}").accelerator
     log.info("images: %s", preprocessing)
     # where the network names no classes, those of the training split tell a held-out one that lacks some
-    training = config.recalibrate or "classes" not in network.spec["extra"]
+    training = config.recalibrate or network.spec["extra"].get("classes") is None
     data = load_data(config.data, preprocessing, settings.seed, network.timesteps, training)
     _check_classes(network, data, config.model)
     if config.recalibrate and len(data.train) == 0:
