@@ -272,7 +272,7 @@ class EvaluationConfig:
     model: str
     """Folder of the network: runs/NAME/student, runs/NAME/hybrids/TAP, or any that models.save_snn wrote."""
     data: DataConfig = field(default_factory=DataConfig)
-    """The images; their size and normalisation are the network's."""
+    """The images; their size and normalisation are the network's. Those to train on are read for recalibrate alone."""
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
     """With pretrained or weights: the network's predictions are compared with this one's, too. It sees the network's
     images: what is stated of its own, or came with its weights, must be the same."""

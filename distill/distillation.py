@@ -71,7 +71,7 @@ def run(config: DistillConfig, session: Session, resume: bool) -> dict[str, Any]
     data = load_data(config.data, preprocessing, seed, config.student.timesteps)
     log.info("%d images to train on, %d to evaluate on, %d classes", len(data.train), len(data.eval), len(data.classes))
     teacher = build_teacher(config.teacher, len(data.classes)).to(accelerator.device)
-    check_classes(config.teacher, teacher, len(data.classes))
+    check_classes(config.teacher, teacher, data.classes)
     images = probe_images(data, accelerator.device)
     begun = session.stages_begun() - {"teacher"}
     init = None if begun else config.init  # a begun stage's weights count, not those of another run

@@ -96,6 +96,8 @@ class Evaluator:
             with repeatable(accelerator.device):  # the same spikes, where images are encoded as spikes
                 stops = early_exit(accelerator, loader, network, config.exit_thresholds) if exits else []
             cost = self._energy.cost(accelerator, sample)
+        del loader, sample
+        accelerator.free_memory()  # which keeps every loader, and a loader its processes: those of each T would pile up
         return AtTimesteps(
             judged.figures[STUDENT], judged.figures.get(TEACHER), judged.firing_rates, cost, stops, recalibrated_on
         )

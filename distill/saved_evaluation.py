@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from distill.class_names import check_class_names
 from distill.config import EvaluationConfig, RunConfig, TeacherConfig
 from distill.data import Preprocessing, Splits, load_data, skipped_images
 from distill.data.event_config import is_events
@@ -53,14 +54,16 @@ def run(config: EvaluationConfig) -> dict[str, Any]:
     )
     accelerator = start(settings, False, "run: {}").accelerator
     log.info("images: %s", preprocessing)
-    data = load_data(config.data, preprocessing, settings.seed, network.timesteps)
+    # where the network names no classes, those of the training split tell a held-out one that lacks some
+    training = config.recalibrate or network.spec["extra"].get("classes") is None
+    data = load_data(config.data, preprocessing, settings.seed, network.timesteps, training)
     _check_classes(network, data, config.model)
     if config.recalibrate and len(data.train) == 0:
         raise ValueError(f"recalibrate takes training images: data.name={config.data.name!r} has none")
     teacher = None
     if has_weights(config.teacher):
         teacher = build_teacher(config.teacher, len(data.classes)).to(accelerator.device).eval()
-        check_classes(config.teacher, teacher, len(data.classes))
+        check_classes(config.teacher, teacher, data.classes)
     network = network.to(accelerator.device).to(memory_format=torch.channels_last)
     energy = NetworkEnergy(network, torch.zeros(1, *preprocessing.input_size, device=accelerator.device), teacher)
     evaluator = Evaluator(config, accelerator, network, teacher, energy)
@@ -69,7 +72,7 @@ def run(config: EvaluationConfig) -> dict[str, Any]:
     for steps in wanted:
         cut = data
         if steps != own and is_events(config.data):  # the recordings are cut anew, into as many frames
-            cut = load_data(config.data, preprocessing, settings.seed, steps)
+            cut = load_data(config.data, preprocessing, settings.seed, steps, training)
         exits = steps == wanted[-1] and bool(config.exit_thresholds)
         found[steps] = evaluator.at(steps, cut, settings.seed, exits)
         if steps == wanted[0]:
@@ -175,10 +178,4 @@ def _check_teacher(config: TeacherConfig, at: AtTimesteps, images: int, classes:
 
 
 def _check_classes(network: SpikingNetwork | Hybrid, data: Splits, folder: str) -> None:
-    known = network.spec["extra"].get("classes")
-    if known is not None and list(known) != list(data.classes):
-        different = sorted(set(known) ^ set(data.classes))[:3]
-        raise ValueError(
-            f"the network in {folder} knows {len(known)} classes, the data has {len(data.classes)}"
-            + (f"; not in both: {different}" if different else ", in another order")
-        )
+    check_class_names(f"the network in {folder}", network.spec["extra"].get("classes"), data.classes)

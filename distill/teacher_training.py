@@ -20,6 +20,7 @@ from distill.losses import cross_entropy
 from distill.mixing import Mixing
 from distill.preparation import unwrap
 from distill.report import versions, warn_of_skipped
+from distill.results import image_extra
 from distill.saved_state import recall_skipped
 from distill.session import Session
 from distill.students import probe_images
@@ -44,7 +45,7 @@ def train_teacher(
 
     Args:
         loader: of the evaluation images, prepared.
-        preprocessing: how the images are made, which is kept with the weights.
+        preprocessing: how the images are made, which is kept with the weights, as the names of the classes are.
 
     Returns:
         the network on the device, in evaluation mode.
@@ -81,7 +82,7 @@ def train_teacher(
         network.set_grad_checkpointing(False)  # type: ignore[operator]  # its blocks would run around the hooks at their taps
     if accelerator.is_main_process:
         path.mkdir(exist_ok=True)
-        spec = {**network.ann_spec, "extra": preprocessing.entries()}  # type: ignore[dict-item]
+        spec = {**network.ann_spec, "extra": image_extra(preprocessing, data)}  # type: ignore[dict-item]
         replace_text(path / CONFIG, json.dumps(spec, indent=2) + "\n")
         save_weights(network, path / WEIGHTS)  # the last file: where it is, the teacher is whole
         log.info("the teacher, trained in %.0f s, is kept in %s", result.seconds, path)

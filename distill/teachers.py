@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import timm.data
 from torch import nn
 
+from distill.class_names import check_class_names
 from distill.config import TeacherConfig
 from distill.data import Preprocessing
 from models import create_ann, load_weights
@@ -45,18 +47,31 @@ def build_teacher(config: TeacherConfig, num_classes: int, weights: str | Path |
     return teacher
 
 
-def check_classes(config: TeacherConfig, teacher: nn.Module, num_classes: int) -> None:
+def check_classes(config: TeacherConfig, teacher: nn.Module, classes: Sequence[str]) -> None:
     """timm gives pretrained weights a fresh classifier where the number of classes differs: no teacher for anyone.
 
+    Args:
+        classes: of the data, by name.
+
     Raises:
-        ValueError: if the pretrained weights know another number of classes than the data.
+        ValueError: if the pretrained weights know another number of classes than the data, or the folder of the weights
+            names other classes or has them in another order.
     """
     known: Any = teacher.pretrained_cfg
-    if config.pretrained and known.get("num_classes") not in (None, num_classes):
+    if config.pretrained and known.get("num_classes") not in (None, len(classes)):
         raise ValueError(
-            f"the weights of {config.name!r} know {known['num_classes']} classes, the data has {num_classes}: "
+            f"the weights of {config.name!r} know {known['num_classes']} classes, the data has {len(classes)}: "
             "fine-tune the teacher with scripts/train_teacher.py and give its folder as teacher.weights"
         )
+    file, extra = _extra_beside(config.weights)
+    names = extra.get("classes")  # none in a folder that was left before they were written
+    if names is not None and not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
+        raise ValueError(f"{file}: extra.classes must be a list of names, found {names!r}")
+    way_out = (
+        ". data.class_map states the order of a folder's classes; where the two sets of names mean the same, take "
+        f"extra.classes out of {file}"
+    )
+    check_class_names(f"the teacher {config.name!r} of teacher.weights", names, classes, way_out)
 
 
 def check_accuracy(config: TeacherConfig, top1: float, images: int, classes: int) -> None:
@@ -146,14 +161,22 @@ def _beside(weights: str | None) -> dict[str, Any]:
     Raises:
         ValueError: if that cannot be read; names the file.
     """
+    file, extra = _extra_beside(weights)
+    try:
+        return asdict(preprocessing_of({"extra": extra})) if extra else {}
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from error
+
+
+def _extra_beside(weights: str | None) -> tuple[Path, dict[str, Any]]:
+    """The configuration beside some weights, and its entry "extra"; empty where there is none."""
     path = Path(weights or "")
-    if weights is None or not (path.is_dir() or path.name == WEIGHTS):
-        return {}
     file = (path if path.is_dir() else path.parent) / CONFIG
-    if not file.is_file():
-        return {}
+    if weights is None or not (path.is_dir() or path.name == WEIGHTS) or not file.is_file():
+        return file, {}
     try:
         spec = json.loads(file.read_text())
-        return asdict(preprocessing_of(spec)) if isinstance(spec, dict) and "extra" in spec else {}
-    except ValueError as error:  # of JSON, too
+    except ValueError as error:
         raise ValueError(f"{file}: {error}") from error
+    extra = spec.get("extra") if isinstance(spec, dict) else None
+    return file, extra if isinstance(extra, dict) else {}

@@ -7,7 +7,11 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 from PIL import Image, UnidentifiedImageError
+
+SIXTEEN_BITS = ("PNG", "PPM")
+"""Formats of which Pillow opens 16 bits of grey as 32: PGM, and before Pillow 11 PNG."""
 
 
 class UnreadableImage(ValueError):
@@ -39,9 +43,23 @@ def decoded(undecoded: Callable[[], Image.Image], mode: str, name: object) -> Im
     try:
         image = undecoded()
         image.load()
-        return image.convert(mode)
+        return converted(image, mode)
     except Exception as error:  # Pillow's decoders raise many kinds, all with the same meaning here
         raise unreadable(name, error) from error
+
+
+def converted(image: Image.Image, mode: str) -> Image.Image:
+    """An image in PIL's `mode`, "L" or "RGB". Of 16 bits of grey the high byte is kept, as Pillow does with 16 bits of
+    colour; its own conversion makes all from 255 up white.
+
+    Raises:
+        ValueError: for pixels of 32 bits, of which nothing says what is black and what is white.
+    """
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in SIXTEEN_BITS):
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    elif image.mode in ("I", "F"):
+        raise ValueError(f"its pixels have mode {image.mode!r}, 32 bits without a known range; allowed: 8 or 16 bits")
+    return image.convert(mode)
 
 
 def unreadable(name: object, error: Exception) -> UnreadableImage:

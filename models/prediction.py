@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from models.images import image_mode, open_image
+from models.images import converted, image_mode, open_image
 from models.layout import at_least_float32
 from models.preprocessing import Normalize, Preprocessing, preprocessing_of, resize_and_crop
 
@@ -62,7 +62,7 @@ def predict(
 
     Raises:
         ValueError: for a network that takes no images (event frames) or does not say how they are made, one in training
-            mode, or a number below 1.
+            mode, a number below 1, or a PIL image whose pixels have 32 bits.
         FileNotFoundError, UnreadableImage: name the file.
         TypeError: for anything but images and paths.
     """
@@ -107,7 +107,7 @@ def _predictions(
 
 def _opened(image: Source, channels: int) -> Image.Image:
     if isinstance(image, Image.Image):
-        return image.convert(image_mode(channels))
+        return converted(image, image_mode(channels))
     if isinstance(image, (str, os.PathLike)):
         return open_image(image, channels)
     raise TypeError(f"predict takes PIL images and paths of images, found {type(image).__name__}")

@@ -1,6 +1,7 @@
 """The images of a run as map-style datasets: a training and a held-out set with the same classes."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +15,7 @@ from distill.data.digits import CLASSES, load_digits, rank_in_class
 from distill.data.event_config import is_events
 from distill.data.everywhere import check_same_images, from_all
 from distill.data.faults import Unreadable, find_unreadable
-from distill.data.files import DecodedOnRead, FileSplit
+from distill.data.files import ONE_FOLDER, DecodedOnRead, FileSplit
 from distill.data.image_set import ImageSet
 from distill.data.sources import list_files
 from distill.data.synthetic import synthetic_images, synthetic_labels
@@ -35,7 +36,13 @@ class Splits:
     """Name of each class, in the order of the labels."""
 
 
-def load_data(config: DataConfig, preprocessing: Preprocessing, seed: int = 0, timesteps: int | None = None) -> Splits:
+def load_data(
+    config: DataConfig,
+    preprocessing: Preprocessing,
+    seed: int = 0,
+    timesteps: int | None = None,
+    training: bool = True,
+) -> Splits:
     """Open the images that the config names, as the teacher expects them.
 
     Args:
@@ -44,26 +51,32 @@ def load_data(config: DataConfig, preprocessing: Preprocessing, seed: int = 0, t
         seed: of the augmentation, from 0 up; which images are held out does not depend on it.
         timesteps: T, of event data the frames of a recording, items (T, C, H, W) and batches (T, B, C, H, W); None: the
             sum over all frames, an image, as an analogue network sees it. Images are the same for every T.
+        training: whether there are images to train on. Without, none is read, and folders and tars need no training
+            split: what the held-out one has are the classes.
 
     Raises:
-        ValueError: if there is nothing to read, or processes of one run have found different images.
+        ValueError: if there is nothing to read, there are not two classes, or processes of one run have found different
+            images.
     """
-    splits = _opened(config, preprocessing, seed, timesteps)
+    splits = _opened(config, preprocessing, seed, timesteps, training)
     check_same_images(splits.train, splits.eval)
     return splits
 
 
-def _opened(config: DataConfig, preprocessing: Preprocessing, seed: int, timesteps: int | None) -> Splits:
+def _opened(
+    config: DataConfig, preprocessing: Preprocessing, seed: int, timesteps: int | None, training: bool
+) -> Splits:
     if is_events(config):
         from distill.data.events import load_events  # which is built on this file
 
-        return load_events(config, preprocessing, seed, timesteps)
+        return load_events(config, preprocessing, seed, timesteps, training)
     load = {"digits": _load_digits, "synthetic": _load_synthetic}.get(config.name, _load_files)
-    return load(config, preprocessing, train_transform(config, preprocessing), EvalTransform(preprocessing), seed)
+    transforms = train_transform(config, preprocessing), EvalTransform(preprocessing)
+    return load(config, preprocessing, *transforms, seed, training)
 
 
 def _load_digits(
-    config: DataConfig, pre: Preprocessing, train: Transform[Any], evaluate: Transform[Any], seed: int
+    config: DataConfig, pre: Preprocessing, train: Transform[Any], evaluate: Transform[Any], seed: int, training: bool
 ) -> Splits:
     images, labels, held_out = load_digits(pre)
     channels = pre.input_size[0]
@@ -78,14 +91,14 @@ def _load_digits(
         return ImageSet(stored, labels[members], transform, seed, in_memory=True)
 
     return Splits(
-        image_set(np.flatnonzero(~held_out), config.max_train_samples, train),
+        image_set(np.flatnonzero(~held_out), most_to_train_on(config, training), train),
         image_set(np.flatnonzero(held_out), config.max_eval_samples, evaluate),
         CLASSES,
     )
 
 
 def _load_synthetic(
-    config: DataConfig, pre: Preprocessing, train: Transform[Any], evaluate: Transform[Any], seed: int
+    config: DataConfig, pre: Preprocessing, train: Transform[Any], evaluate: Transform[Any], seed: int, training: bool
 ) -> Splits:
     labels, later = synthetic_labels(config)
 
@@ -94,32 +107,32 @@ def _load_synthetic(
         return ImageSet(synthetic_images(pre, transform, members), labels[members], transform, seed, in_memory=True)
 
     return Splits(
-        image_set(np.flatnonzero(~later), config.max_train_samples, train),
+        image_set(np.flatnonzero(~later), most_to_train_on(config, training), train),
         image_set(np.flatnonzero(later), config.max_eval_samples, evaluate),
         tuple(map(str, range(config.synthetic_classes))),
     )
 
 
 def _load_files(
-    config: DataConfig, pre: Preprocessing, train: Transform[Any], evaluate: Transform[Any], seed: int
+    config: DataConfig, pre: Preprocessing, train: Transform[Any], evaluate: Transform[Any], seed: int, training: bool
 ) -> Splits:
     if pre.input_size[0] not in (1, 3):
         raise ValueError(f"input_size is {pre.input_size}; image files allow 1 (grey) or 3 (RGB) channels")
-    train_files, eval_files = list_files(config)
-    _check_same_classes(train_files, eval_files)
+    train_files, eval_files = list_files(config, training)
+    _check_classes(train_files, eval_files)
     sets = [
-        (limited(train_files, config.max_train_samples), train),
+        (limited(train_files, most_to_train_on(config, training)), train),
         (limited(eval_files, config.max_eval_samples), evaluate),
     ]
     mode = image_mode(pre.input_size[0])
-    skip = config.on_corrupt == "skip"
     in_memory = config.in_memory
     if in_memory is None:
-        needed = sum(estimated_bytes(f, transform, len(mode), skip) for f, transform in sets)
+        needed = sum(estimated_bytes(f, transform, len(mode), config.on_corrupt == "skip") for f, transform in sets)
         in_memory = from_all(needed <= MEMORY_BYTES)[0]  # headers that one process alone cannot read decide nothing
 
     def image_set(files: FileSplit, transform: Transform[Any]) -> ImageSet:
         record = None
+        skip = config.on_corrupt == "skip" and len(files.files) > 0
         if skip and not in_memory and transform is evaluate:  # no other image may count in the place of one
             record = find_unreadable(files.files, mode)
             files = files.part(record.kept())
@@ -174,13 +187,18 @@ def estimated_bytes(files: FileSplit, transform: Transform[Any], channels: int, 
     if transform.stored_shape is not None:
         return len(files.files) * math.prod(transform.stored_shape)
     sizes = []
-    for probe in files.files[:: math.ceil(len(files.files) / PROBES)]:
+    for probe in files.files[:: math.ceil(len(files.files) / PROBES) or 1]:
         try:
             sizes.append(probe.pixels())
         except UnreadableImage:
             if not skip:
                 raise
     return len(files.files) * channels * sum(sizes) // max(1, len(sizes))
+
+
+def most_to_train_on(config: DataConfig, training: bool) -> int | None:
+    """How many training images are wanted at most; None: all."""
+    return config.max_train_samples if training else 0
 
 
 def limited(files: FileSplit, limit: int | None) -> FileSplit:
@@ -195,7 +213,20 @@ def spread(labels: np.ndarray, limit: int | None) -> np.ndarray:
     return np.sort(np.lexsort((labels, rank_in_class(labels)))[:limit])
 
 
-def _check_same_classes(train: FileSplit, evaluate: FileSplit) -> None:
+def check_several(classes: Sequence[str], where: object) -> None:
+    """One class teaches nothing, and is most often a folder around those of the classes.
+
+    Raises:
+        ValueError: for fewer than two classes; names the one.
+    """
+    if len(classes) < 2:
+        found = f"the class {classes[0]!r} alone" if classes else "no class"
+        raise ValueError(f"{where} has {found}, at least two are needed; in folders and tars {ONE_FOLDER}")
+
+
+def _check_classes(train: FileSplit, evaluate: FileSplit) -> None:
+    for split in (train, evaluate):
+        check_several(split.classes, split.path)
     if train.classes == evaluate.classes:
         return
     differences = [

@@ -30,11 +30,11 @@ from typing import Any
 from accelerate import PartialState
 from spikingjelly import configure
 
+from distill.data.event_counts import FRAMES, RAW, check_frames, check_recordings, count_files, note_recordings
 from distill.data.locks import alone_in
 
 log = logging.getLogger(__name__)
 
-RAW = "events_np"
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
 
@@ -46,12 +46,14 @@ class Recordings:
         title: what people call it.
         reader: SpikingJelly's module and class in `spikingjelly.datasets`.
         parts: the folders that it is when it is unpacked.
+        ending: of the files of recordings in them.
         has_split: whether training and test recordings are told apart by the set itself.
     """
 
     title: str
     reader: str
     parts: tuple[str, ...]
+    ending: str
     has_split: bool
 
     @functools.cached_property
@@ -60,11 +62,20 @@ class Recordings:
         return getattr(_spikingjelly_module(module), name)
 
 
-GESTURE = "dvs128_gesture.DVS128Gesture"
 SETS = {
-    "nmnist": Recordings(title="N-MNIST", reader="n_mnist.NMNIST", parts=("Train", "Test"), has_split=True),
-    "cifar10_dvs": Recordings(title="CIFAR10-DVS", reader="cifar10_dvs.CIFAR10DVS", parts=CIFAR10, has_split=False),
-    "dvs128_gesture": Recordings(title="DVS128 Gesture", reader=GESTURE, parts=("DvsGesture",), has_split=True),
+    "nmnist": Recordings(
+        title="N-MNIST", reader="n_mnist.NMNIST", parts=("Train", "Test"), ending=".bin", has_split=True
+    ),
+    "cifar10_dvs": Recordings(
+        title="CIFAR10-DVS", reader="cifar10_dvs.CIFAR10DVS", parts=CIFAR10, ending=".aedat", has_split=False
+    ),
+    "dvs128_gesture": Recordings(
+        title="DVS128 Gesture",
+        reader="dvs128_gesture.DVS128Gesture",
+        parts=("DvsGesture",),
+        ending=".aedat",
+        has_split=True,
+    ),
 }
 
 
@@ -98,7 +109,8 @@ def open_frames(data: Recordings, root: Path, cache: Path | None, frames: int) -
         two torchvision ``DatasetFolder`` (training, test), or one where the set has no split.
 
     Raises:
-        ValueError: if the data is not there, an archive is not safe, or the cache cannot be written.
+        ValueError: if the data is not there, an archive is not safe, the cache cannot be written, or what was prepared
+            is not of all the recordings that are there.
     """
     if not root.exists():
         raise ValueError(f"data.root: there is no {root}; {_how_to_get(data)}")
@@ -113,7 +125,9 @@ def open_frames(data: Recordings, root: Path, cache: Path | None, frames: int) -
                 )
         if not (folder / RAW).is_dir():
             _prepare_raw(data, root, folder)
-        name = f"frames_number_{frames}_split_by_number"
+        if (found := _unpacked(data, root)) is not None:
+            check_recordings(folder, found, _recordings(data, found))
+        name = FRAMES.format(frames)
         if not (folder / name).is_dir():
             log.info("%s: cutting the recordings into %d frames each, kept in %s", data.title, frames, folder / name)
             with _written_aside(folder, name) as work:
@@ -123,9 +137,11 @@ def open_frames(data: Recordings, root: Path, cache: Path | None, frames: int) -
                         data.reader_class(str(work), **splits[0], **options)
                     _move(work / name, folder / name)
     try:
-        return [data.reader_class(str(folder), **split, **options) for split in splits]
+        opened = [data.reader_class(str(folder), **split, **options) for split in splits]
     except RuntimeError as error:  # SpikingJelly's own preparation was interrupted in this folder
         raise ValueError(f"data.root: {error}") from error
+    check_frames(folder, folder / name, sum(len(part.samples) for part in opened))
+    return opened
 
 
 def _folder_of(root: Path, cache: Path | None) -> Path:
@@ -166,6 +182,8 @@ def _prepare_raw(data: Recordings, root: Path, folder: Path) -> None:
             (source / part).symlink_to((found / part).resolve(), target_is_directory=True)
         with _reading(data, root):
             data.reader_class.create_raw_from_extracted(source, raw)
+        if not archives:  # an archive is known by its size and date
+            note_recordings(folder, _recordings(data, found))
         _move(raw, folder / RAW)
 
 
@@ -178,6 +196,11 @@ def _unpacked(data: Recordings, root: Path) -> Path | None:
         if all((folder / part).is_dir() for part in data.parts):
             return folder
     return None
+
+
+def _recordings(data: Recordings, folder: Path) -> int:
+    """How many there are in the set's parts in a folder."""
+    return count_files((folder / part for part in data.parts), (data.ending,))
 
 
 def _archives(data: Recordings, root: Path) -> list[Path]:

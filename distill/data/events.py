@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from distill.data.config import DataConfig, Preprocessing
-from distill.data.datasets import MEMORY_BYTES, ImageSet, Splits, spread
+from distill.data.datasets import MEMORY_BYTES, ImageSet, Splits, check_several, most_to_train_on, spread
 from distill.data.event_files import SETS, open_frames
 from distill.data.event_frames import EventTransform, stack_frames
 from distill.data.transforms import Transform
@@ -51,7 +51,9 @@ class CountsOnRead(Sequence[Tensor]):
 _TYPES = {dtype: torch.iinfo(dtype).max for dtype in (torch.uint8, torch.int16, torch.int32)}
 
 
-def load_events(config: DataConfig, preprocessing: Preprocessing, seed: int, timesteps: int | None) -> Splits:
+def load_events(
+    config: DataConfig, preprocessing: Preprocessing, seed: int, timesteps: int | None, training: bool = True
+) -> Splits:
     """Opens the event data that the config names.
 
     N-MNIST and DVS128 Gesture are split as published. CIFAR10-DVS has no split: of each class the first 90 % of the
@@ -61,6 +63,7 @@ def load_events(config: DataConfig, preprocessing: Preprocessing, seed: int, tim
         preprocessing: input size (2, H, W), and mean and std of a pixel's events in a whole recording.
         seed: of the augmentation; which recordings are held out does not depend on it.
         timesteps: T, frames of a recording; None for their sum, images (B, 2, H, W), as an analogue network sees them.
+        training: whether there are recordings to train on; without, none is read.
 
     Raises:
         ValueError: if the data is not there, or training and test recordings have other classes.
@@ -76,7 +79,8 @@ def load_events(config: DataConfig, preprocessing: Preprocessing, seed: int, tim
     if any(tuple(folder.classes) != classes for folder in folders):
         both = " and ".join(str(list(folder.classes)) for folder in folders)
         raise ValueError(f"data.root: training and test recordings must have the same classes, found {both}")
-    train, held_out = _parts(folders, config)
+    check_several(classes, f"data.root: {config.root}")
+    train, held_out = _parts(folders, config, training)
     in_memory = config.in_memory
     if in_memory is None:
         pixels = math.prod(folders[0].get_H_W())
@@ -101,7 +105,7 @@ class _Part:
     labels: np.ndarray
 
 
-def _parts(folders: list[Any], config: DataConfig) -> list[_Part]:
+def _parts(folders: list[Any], config: DataConfig, training: bool) -> list[_Part]:
     """What to train on and what to hold out, of the set's own two parts or of its only one."""
     labels = [np.array(folder.targets) for folder in folders]
     if len(folders) == 1:
@@ -110,10 +114,10 @@ def _parts(folders: list[Any], config: DataConfig) -> list[_Part]:
     else:
         members = [np.arange(len(own)) for own in labels]
     parts = []
-    limits = (config.max_train_samples, config.max_eval_samples)
+    limits = (most_to_train_on(config, training), config.max_eval_samples)
     for folder, own, kept, limit in zip(folders, labels, members, limits, strict=True):
         kept = kept[spread(own[kept], limit)]
-        if not len(kept):
+        if not len(kept) and limit != 0:
             raise ValueError(f"data.root: {config.root} holds too few recordings to train on some and hold out others")
         parts.append(_Part(CountsOnRead(tuple(folder.samples[i][0] for i in kept), folder.loader), own[kept]))
     return parts

@@ -1,7 +1,7 @@
-"""Image files in class folders or in tar files: found by timm's readers, read and decoded here.
+"""Image files in class folders or in tar files: listed by timm's functions, read and decoded here.
 
 timm's own dataset replaces an image that it cannot read by the next one, and its tar reader shares one file position
-between forked workers. We take the list of images from its readers and read each at its own offset.
+between forked workers. We take the list of images from it and read each at its own offset.
 
 Classes are numbered in alphabetical order of their folder names, as torchvision's ImageFolder does, whereas timm sorts
 numbers inside a name by value. Both give CIFAR-10 (0 airplane .. 9 truck) and ImageNet (wnids) their usual indices;
@@ -15,19 +15,21 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from PIL import Image
-from timm.data.readers.img_extensions import get_img_extensions
-from timm.data.readers.reader_image_folder import ReaderImageFolder
-from timm.data.readers.reader_image_in_tar import ReaderImageInTar
+from timm.data.readers.reader_image_folder import find_images_and_targets
+from timm.data.readers.reader_image_in_tar import extract_tarinfos
 from timm.utils.misc import natural_key
 
 from models.images import decoded, unreadable
 
 EVAL_SPLITS = ("val", "validation", "test")
+FORMATS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
+"""Endings of image files, in small letters: those of torchvision's ImageFolder. timm alone takes the first three."""
+ONE_FOLDER = "a class is one folder, with its images directly in it"
 
 
 class StoredImage(Protocol):
@@ -165,12 +167,16 @@ def list_split(path: Path, classes: Sequence[str] | None = None) -> FileSplit:
 
     Args:
         classes: the names of all classes in the order of the labels; None: those of the split, alphabetically.
+
+    Raises:
+        ValueError: if it holds no images, or some lie anywhere but directly in the one folder (or tar) of their class.
     """
     found = _in_tar(path) if path.is_file() else _in_folder(path)
     found.sort(key=lambda item: item[0].name)  # timm's own order leaves ties as the file system has them
     outside = [file for file, name in found if name in ("", ".")]
     if outside:
         raise ValueError(f"{len(outside)} image(s) outside of class folders, the first is {outside[0]}")
+    _check_folders(path, found)
     if classes is not None:
         if unknown := sorted({name for _, name in found} - set(classes)):
             raise ValueError(f"{len(unknown)} class(es) of {path} are not in the class map, the first: {unknown[:3]}")
@@ -191,33 +197,51 @@ def _split(path: Path, found: list[tuple[ImageFile, str]], classes: tuple[str, .
     return FileSplit(path, [file for file, _ in found], labels, classes)
 
 
+def _check_folders(path: Path, found: list[tuple[ImageFile, str]]) -> None:
+    """timm names a class after the last folder alone: cat/day and dog/day were one class, cat/ and cat/day two."""
+    folders: dict[str, PurePath] = {}
+    for folder, name in sorted({(_folder_of(file.name), name) for file, name in found}):
+        other = folders.setdefault(name, PurePath(folder))
+        if other != PurePath(folder):
+            raise ValueError(f"images of class {name!r} of {path} lie in {other} and in {folder}; {ONE_FOLDER}")
+    of_classes = set(folders.values())
+    for inner in sorted(of_classes):
+        if outer := next((parent for parent in inner.parents if parent in of_classes), None):
+            raise ValueError(f"images of {path} lie in {outer} and in {inner} inside of it; {ONE_FOLDER}")
+
+
+def _folder_of(name: str) -> str:
+    """Of an image: inside of a tar in a tar, which may hold parts of several classes, if there is one; else the tar."""
+    return os.path.dirname(name.rpartition(".tar/")[2]) or os.path.dirname(name)
+
+
 def _in_folder(path: Path) -> list[tuple[ImageFile, str]]:
-    try:
-        reader = ReaderImageFolder(str(path))
-    except RuntimeError as error:  # what it raises when nothing was found
-        raise ValueError(_no_images(path)) from error
-    name = {index: name for name, index in reader.class_to_idx.items()}
-    return [(ImageFile(os.path.relpath(file, path), file), name[label]) for file, label in reader.samples]
+    samples, indices = find_images_and_targets(str(path), types=FORMATS)
+    if not samples:
+        raise ValueError(_no_images(path))
+    name = {index: name for name, index in indices.items()}
+    return [(ImageFile(os.path.relpath(file, path), file), name[label]) for file, label in samples]
 
 
 def _in_tar(path: Path) -> list[tuple[ImageFile, str]]:
     try:
         # cache_tarinfo=False: for tars above 10 GB timm would leave a pickle next to them, and read it next time.
-        reader = ReaderImageInTar(str(path), cache_tarfiles=False, cache_tarinfo=False)
+        samples, labels, indices, _ = extract_tarinfos(str(path), cache_tarinfo=False, extensions=FORMATS)
     except tarfile.TarError as error:
         raise ValueError(f"cannot read {path} as a tar (not compressed): {error}") from error
     except ValueError as error:  # unpacking its empty list of samples
         raise ValueError(_no_images(path)) from error
+    classes = {index: name for name, index in indices.items()}
     found = []
-    for (member, _, inner_tar), label in zip(reader.samples, reader.targets, strict=True):
+    for (member, _, inner_tar), label in zip(samples, labels, strict=True):
         start, name = (inner_tar.offset_data, f"{inner_tar.name}/") if inner_tar is not None else (0, "")
         file = ImageFile(name + member.name, str(path), start + member.offset_data, member.size)
-        found.append((file, reader.class_idx_to_name[label]))
+        found.append((file, classes[label]))
     return found
 
 
 def _no_images(path: Path) -> str:
-    return f"no images in {path}: looked for {', '.join(get_img_extensions())} files in one folder a class"
+    return f"no images in {path}: looked for {', '.join(FORMATS)} files in one folder a class"
 
 
 def _alternatives(names: Sequence[str]) -> str:

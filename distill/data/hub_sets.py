@@ -21,9 +21,11 @@ class HubImage(EncodedImage):
     table: Any
     """A `datasets.Dataset` of one column of images that are not decoded."""
     row: int
+    split: str
+    """Its name: rows of all splits are counted from 0."""
 
     def __str__(self) -> str:
-        return f"in row {self.row} of {self.table.info.dataset_name or 'the data set'}"
+        return f"in row {self.row} of split {self.split!r} of {self.table.info.dataset_name or 'the data set'}"
 
     def undecoded(self) -> Image.Image:
         (stored,) = self.table[self.row].values()
@@ -77,9 +79,9 @@ def _rows(name: str, split: str, table: Any, datasets: Any) -> FileSplit:
     if image is None or label is None:
         lacks = "images" if image is None else "class labels"
         raise ValueError(f"split {split!r} of name='hfds/{name}' has no column of {lacks}, only {', '.join(columns)}")
-    labels = np.asarray(table[label], dtype=np.int64)
+    labels = np.array([-1 if value is None else value for value in table[label]], dtype=np.int64)
     if len(labels) == 0 or labels.min() < 0:
-        raise ValueError(f"split {split!r} of name='hfds/{name}' has no images, or some without a label (-1)")
+        raise ValueError(f"split {split!r} of name='hfds/{name}' has no images, or some without a label (None, -1)")
     images = table.select_columns([image]).cast_column(image, datasets.Image(decode=False))
-    files = [HubImage(images, row) for row in range(len(labels))]
+    files = [HubImage(images, row, split) for row in range(len(labels))]
     return FileSplit(Path(f"{name} ({split})"), files, labels, tuple(columns[label].names))

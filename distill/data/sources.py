@@ -1,5 +1,7 @@
 """Where `data.name` finds its image files: a training and a held-out list of images that are not read yet."""
 
+import numpy as np
+
 from distill.data.config import DataConfig
 from distill.data.files import FileSplit, find_split, list_split, read_class_map
 from distill.data.hub_sets import list_hub
@@ -8,8 +10,12 @@ from distill.data.torchvision_names import torchvision_set
 from distill.data.torchvision_sets import list_torchvision
 
 
-def list_files(config: DataConfig) -> list[FileSplit]:
-    """Training and held-out images of the config; `docs/data.md` says what lies where."""
+def list_files(config: DataConfig, training: bool = True) -> list[FileSplit]:
+    """Training and held-out images of the config; `docs/data.md` says what lies where.
+
+    Args:
+        training: whether any are trained on; where not, folders and tars need no training split: it is then empty.
+    """
     kind, _, rest = config.name.partition("/")
     if torchvision_set(config.name) is not None:
         return list_torchvision(config)
@@ -19,5 +25,8 @@ def list_files(config: DataConfig) -> list[FileSplit]:
     assert config.root is not None  # checked by the config
     if kind == "wds":
         return list_shards(config.root, config.train_split, config.eval_split, classes)
-    train, evaluation = (find_split(config.root, split) for split in (config.train_split, config.eval_split))
-    return [list_split(train, classes), list_split(evaluation, classes)]
+    if not training:
+        evaluation = list_split(find_split(config.root, config.eval_split), classes)
+        return [evaluation.part(np.empty(0, dtype=np.int64)), evaluation]
+    paths = [find_split(config.root, split) for split in (config.train_split, config.eval_split)]
+    return [list_split(path, classes) for path in paths]

@@ -28,13 +28,12 @@ CELL = 18
 def firing_rates(run: Run, palette: Palette) -> Chart | Missing:
     """Which layers are silent, which fire all the time, and how that came about."""
     key, title = "firing", "Firing rate of each layer over the epochs"
-    layers = list(
-        dict.fromkeys(k.removeprefix(PREFIX) for epoch in run.epochs for k in epoch.values if k.startswith(PREFIX))
-    )
+    named = dict.fromkeys(k.removeprefix(PREFIX) for epoch in run.epochs for k in epoch.values if k.startswith(PREFIX))
+    rates = {layer: found for layer in named if (found := dict(run.series(PREFIX + layer)))}  # of numbers alone
+    layers = list(rates)
     if not layers:
-        never = "The run trained no spiking network."
-        return Missing(key, title, never if run.finished else "No epoch of a spiking network has ended yet.")
-    rates = {layer: dict(run.series(PREFIX + layer)) for layer in layers}
+        never = "No firing rate is a number." if named else "The run trained no spiking network."
+        return Missing(key, title, never if run.finished or named else "No epoch of a spiking network has ended yet.")
     last = run.epochs[-1].number
     every = math.ceil(last / COLUMNS)
     shown = sorted({*range(every, last + 1, every), last})

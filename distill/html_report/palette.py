@@ -1,7 +1,8 @@
 """The colours of the report, for light and for dark, and how they get from drawings into style sheets.
 
-A drawing names a colour by its role. It is drawn in a stand-in, a colour that nothing else has; in the finished SVG
-the stand-in becomes ``var(--role)``, which the page's style sheet defines twice.
+A drawing names a colour by its role. It is drawn in a stand-in, a colour that nothing else has; in the attributes of
+the finished SVG the stand-in becomes ``var(--role)``, which the page's style sheet defines twice. Texts stay as they
+are: a class may be called like a colour.
 
 Orange stands for the spiking network and for warnings, blue for hybrids, from tap to tap nearer to full contrast, grey
 for the teacher: told apart without red and green.
@@ -67,10 +68,10 @@ class Palette:
         """The stand-in of a role, for a drawing."""
         return f"#{_STAND_IN + self._numbers[role]:06x}"
 
-    def variables(self, svg: str) -> str:
-        """An SVG text with variables in the place of the stand-ins."""
+    def variables(self, style: str) -> str:
+        """The value of an attribute with variables in the place of the stand-ins."""
         roles = list(self.colours)
-        return re.sub(r"#f1([0-9a-f]{4})\b", lambda found: f"var(--{roles[int(found[1], 16)]})", svg)
+        return re.sub(r"#f1([0-9a-f]{4})\b", lambda found: f"var(--{roles[int(found[1], 16)]})", style)
 
     def css(self, dark: bool) -> str:
         """The definitions of all variables."""

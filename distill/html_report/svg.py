@@ -92,10 +92,13 @@ def drawn(
     _strip(root, canvas, key)
     for name in ("width", "height", "version"):
         root.attrib.pop(name, None)
+    for element in root.iter():  # all that names hold besides texts, the label, is not there yet
+        for name, value in element.attrib.items():
+            element.set(name, palette.variables(value))
     root.attrib |= {"class": css_class, "role": "img", "aria-label": words}
     ET.register_namespace("", SVG)
     text = ET.tostring(root, encoding="unicode", short_empty_elements=True)
-    return palette.variables(re.sub(r">\s+<", "><", text))
+    return re.sub(r">\s+<", "><", text)
 
 
 def _colours(palette: Palette) -> dict[str, Any]:

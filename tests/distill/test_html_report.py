@@ -204,6 +204,35 @@ def test_names_are_text_whatever_they_hold(tmp_path):
     ]
 
 
+def test_names_may_look_like_the_stand_ins_of_colours(tmp_path):
+    """`#f10002` stands for the ink in a drawing, `#f1ffff` for nothing."""
+    taps, layers, labels = ("#f10002", "#f1ffff"), ("#f1ffff", *LAYERS[1:]), ("#f10002", "#f1ffff")
+    page, _ = report(tmp_path / "r", joint(3, taps, layers), summary(taps, layers), raster(labels, layers))
+    drawings = page.tags("svg")
+    assert len(drawings) == 14 and any("#f1ffff" in a["aria-label"] for a in drawings)
+    assert not any("var(" in a["aria-label"] for a in drawings) and "var(" not in page.text.split("}")[-1]
+    assert {"hybrid up to #f10002", "hybrid up to #f1ffff"} <= {row[0] for table in page.tables for row in table}
+    written = [a[name] for tag, a in page.elements for name in a if name in ("style", "fill", "stroke")]
+    assert any("var(--ink)" in value for value in written) and not any("#f1" in value for value in written)
+
+
+def test_layers_without_a_single_number_are_left_out_of_the_map(tmp_path):
+    lines = joint()
+    for values in lines[2:]:
+        values["firing_rate/act1"] = math.nan
+    without = {name: value for name, value in summary().items() if name != "firing_rates"}
+    page, _ = report(tmp_path / "some", lines, without)
+    assert [row[0] for row in page.table("Layer", "epoch 1")] == [*LAYERS[1:]]
+    assert "Map of the firing rates of 2 layers" in next(
+        a["aria-label"] for a in page.tags("svg") if "firing rates" in a["aria-label"]
+    )
+    for values in lines[2:]:
+        values |= {f"firing_rate/{layer}": math.nan for layer in LAYERS}
+    for found in (without, None):
+        page, _ = report(tmp_path / f"none-{found is None}", lines, found)
+        assert "No firing rate is a number." in page.text and page.tags("svg")
+
+
 def test_a_run_that_has_not_ended_shows_what_is_there(tmp_path):
     page, _ = report(tmp_path / "r", joint(1))
     assert "has not ended: the last epoch is number 1 of stage 'SNN'" in page.text

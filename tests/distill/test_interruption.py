@@ -28,8 +28,9 @@ TINY = [
 def test_a_loader_process_works_on_when_the_whole_job_is_asked_to_stop(tmp_path):
     for i in range(4):
         for split in ("train", "val"):
-            (tmp_path / split / "a").mkdir(parents=True, exist_ok=True)
-            Image.fromarray(np.full((4, 4, 3), 10 * i, dtype=np.uint8)).save(tmp_path / split / "a" / f"{i}.png")
+            folder = tmp_path / split / "ab"[i % 2]
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(np.full((4, 4, 3), 10 * i, dtype=np.uint8)).save(folder / f"{i}.png")
     pre = Preprocessing(input_size=(3, 4, 4), mean=(0.0,) * 3, std=(1.0,) * 3)
     data = load_data(DataConfig(name="folder", root=str(tmp_path), in_memory=False), pre)
     batches = iter(train_loader(data.train, 1, seed=0, workers=1))

@@ -2,9 +2,12 @@
 
 import dataclasses
 import json
+import multiprocessing
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from toy_runs import distil, forget_accelerate, tiny
 
@@ -13,6 +16,7 @@ from distill import DataConfig, TeacherConfig
 from distill.config import EvaluationConfig
 from distill.data import load_data
 from distill.evaluation_report import csv_text, evaluation_table
+from distill.evaluator import Evaluator
 from distill.saved_evaluation import load_network, run
 
 DATA = DataConfig(max_train_samples=64, max_eval_samples=30)
@@ -25,9 +29,9 @@ def finished(tmp_path_factory):
     return folder, distil(tiny(folder, data=dict(max_train_samples=256), train=train, teacher_train=train))
 
 
-def evaluate(model, **options):
+def evaluate(model, data=DATA, **options):
     forget_accelerate()
-    return run(EvaluationConfig(model=str(model), data=DATA, threads=1, **options))
+    return run(EvaluationConfig(model=str(model), data=data, threads=1, **options))
 
 
 def close(value):
@@ -64,6 +68,21 @@ def test_a_students_figures_are_those_of_its_run(finished, tmp_path):
     assert last["top1"] == close(found["top1_by_timesteps"][3]) and 1 <= last["mean_steps"] <= 3
 
 
+def test_the_loader_processes_of_one_number_of_time_steps_end_before_those_of_the_next(finished, monkeypatch):
+    left, others = [], {process.pid for process in multiprocessing.active_children()}  # of other tests
+    look = Evaluator.at
+
+    def at(evaluator, *args):
+        found = look(evaluator, *args)
+        of_loaders = {process.pid for process in multiprocessing.active_children()} - others
+        left.append((len(of_loaders), len(evaluator._accelerator._dataloaders)))
+        return found
+
+    monkeypatch.setattr(Evaluator, "at", at)
+    evaluate(finished[0] / "student", data=dataclasses.replace(DATA, workers=1), timesteps=[1, 3], exit_thresholds=[])
+    assert left == [(0, 0)] * 3
+
+
 def test_a_hybrids_figures_are_those_of_its_run_and_its_rates_those_of_the_layers_that_run(finished):
     folder, summary = finished
     for tap in ("layer1", "layer3"):
@@ -95,6 +114,35 @@ def test_statistics_are_estimated_anew_at_each_number_of_time_steps(finished, tm
             assert found["by_timesteps"][steps]["acs"] != plain["by_timesteps"][steps]["acs"]
     rows = (tmp_path / "new" / "x.csv").read_text().splitlines()
     assert [row.split(",")[9:11] for row in rows[1:]] == [["1", "True"], ["2", "True"]]
+
+
+@pytest.fixture
+def held_out(tmp_path):
+    """A folder of grey digits that has no training split: val/ with two images of each class."""
+    for label in range(10):
+        (tmp_path / "val" / str(label)).mkdir(parents=True)
+        for i in range(2):
+            pixels = np.random.default_rng((label, i)).integers(0, 256, (8, 8), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "val" / str(label) / f"{i}.png")
+    return DataConfig(name="folder", root=str(tmp_path))
+
+
+def test_held_out_images_alone_are_judged_but_for_statistics(finished, held_out, tmp_path):
+    student = finished[0] / "student"
+    assert evaluate(student, held_out, exit_thresholds=[])["images"] == 20
+    for label in range(10):  # training images are not looked at, whatever they are
+        (tmp_path / "train" / str(label)).mkdir(parents=True)
+        (tmp_path / "train" / str(label) / "1.png").write_bytes(b"no image")
+    assert evaluate(student, held_out, exit_thresholds=[])["images"] == 20
+    with pytest.raises(ValueError, match=r"cannot read the image .*train/0/1\.png"):
+        evaluate(student, held_out, recalibrate=True)
+
+
+def test_a_network_without_names_of_classes_wants_those_of_the_training_split(held_out, tmp_path):
+    snn = models.create_snn("resnet18_cifar", 10, 2, 1, width=8)
+    models.save_snn(snn, tmp_path / "student", {"input_size": [1, 8, 8], "mean": [0.3], "std": [0.4]})
+    with pytest.raises(ValueError, match=r"looked for train/ or train\.tar"):
+        evaluate(tmp_path / "student", held_out)
 
 
 def test_a_teacher_of_other_classes_is_refused(finished, tmp_path):

@@ -51,6 +51,7 @@ def test_the_kept_teacher_can_be_built_again(finished):
     assert equal(again.state_dict(), weights_of(folder, "teacher"))
     spec = json.loads((folder / "teacher" / "config.json").read_text())
     assert spec["name"] == "resnet18" and spec["num_classes"] == 10 and spec["cifar_stem"] is True
+    assert spec["extra"]["classes"] == [*"0123456789"]
 
 
 def test_the_images_of_a_teacher_are_said_and_kept_with_it(tmp_path, capsys):

@@ -111,6 +111,7 @@ def test_own_weights_without_their_normalisation_are_refused_by_field(missing):
 KEPT = Preprocessing(
     input_size=(1, 9, 8), mean=(0.1,), std=(0.2,), interpolation="bicubic", crop_pct=0.95, crop_mode="squash"
 )
+TEN = [*"abcdefghij"]
 SILENT = {name: TEACHER[name] for name in ("kwargs", "cifar_stem")}
 
 
@@ -216,9 +217,32 @@ def test_pretrained_weights_with_another_number_of_classes_are_refused():
     network = timm.create_model("resnet18", num_classes=10, channels=(4, 4, 8, 8))  # its weights know 1000
     config = TeacherConfig(pretrained=True)
     with pytest.raises(ValueError, match=r"'resnet18' know 1000 classes, the data has 10: .*train_teacher.py"):
-        check_classes(config, network, 10)
-    check_classes(config, network, 1000)
-    check_classes(TeacherConfig(), network, 10)  # weights of the user's own
+        check_classes(config, network, TEN)
+    check_classes(config, network, [*map(str, range(1000))])
+    check_classes(TeacherConfig(), network, TEN)  # weights of the user's own
+
+
+@pytest.mark.parametrize("form", ["file", "folder"])
+def test_a_teacher_of_other_classes_or_another_order_is_refused(tmp_path, form):
+    path = str(tmp_path / "model.safetensors" if form == "file" else tmp_path)
+    config = TeacherConfig(**TEACHER, weights=path)
+    network = kept(tmp_path, extra=KEPT.entries() | {"classes": TEN})
+    check_classes(config, network, tuple(TEN))
+    out = rf".*data\.class_map.*take extra\.classes out of {tmp_path / 'config.json'}"
+    order = "knows 10 classes, the data has 10, in another order: class 2 is 'c' there, 'd' in the data"
+    with pytest.raises(ValueError, match=f"the teacher 'resnet18' of teacher.weights {order}{out}"):
+        check_classes(config, network, [*"abdcefghij"])
+    with pytest.raises(ValueError, match=rf"the data has 10; not in both: \['a', 'x'\]{out}"):
+        check_classes(config, network, [*"xbcdefghij"])
+    kept(tmp_path, extra=KEPT.entries() | {"classes": 10})
+    with pytest.raises(ValueError, match=r"config\.json: extra\.classes must be a list of names, found 10"):
+        check_classes(config, network, TEN)
+
+
+@pytest.mark.parametrize("spec", [{}, {"extra": KEPT.entries()}], ids=["nothing", "images alone"])
+def test_a_teacher_that_was_saved_without_names_has_any(tmp_path, spec):
+    network = kept(tmp_path, **spec)
+    check_classes(TeacherConfig(**TEACHER, weights=str(tmp_path)), network, [*"jihgfedcba"])
 
 
 @pytest.mark.parametrize(

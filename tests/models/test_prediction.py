@@ -104,6 +104,14 @@ def test_grey_and_transparent_images_become_what_the_network_takes():
         assert torch.equal(snn.predict(given).logits, snn(by_hand(picture.convert("RGB")))[0])
 
 
+def test_sixteen_bits_of_grey_are_seen_by_their_high_byte_and_32_are_refused():
+    snn, picture = network(), image(mode="L")
+    deep = np.asarray(picture).astype(np.uint16) * 256 + 7
+    assert torch.equal(snn.predict(Image.fromarray(deep)).logits, snn.predict(picture).logits)
+    with pytest.raises(ValueError, match="mode 'I', 32 bits"):
+        snn.predict(Image.fromarray(deep.astype(np.int32)))
+
+
 def test_without_names_classes_are_numbers():
     snn = network()
     snn.spec["extra"] = {name: value for name, value in EXTRA.items() if name != "classes"}

@@ -120,6 +120,53 @@ def test_different_classes_in_train_and_eval_are_named(images, tmp_path):
         load_data(folder(tmp_path), PIXELS)
 
 
+@pytest.mark.parametrize("splits", [("train", "val"), ("val",)], ids="_".join)
+def test_a_single_class_is_refused_by_split_before_any_image_is_read(images, tmp_path, splits):
+    """In val alone it is Tiny ImageNet as it is unpacked, whose held-out images all lie in val/images."""
+    for split in splits:
+        (tmp_path / split / "b").rename(tmp_path / split / "images")
+        for other in "ac":
+            shutil.rmtree(tmp_path / split / other)
+        for file in (tmp_path / split).rglob("*.png"):
+            file.write_bytes(b"no image")
+    message = rf"{tmp_path / splits[0]} has the class 'images' alone, at least two are needed; .*a class is one folder,"
+    with pytest.raises(ValueError, match=message):
+        load_data(folder(tmp_path), PIXELS)
+
+
+def test_a_split_may_hold_one_class_of_those_that_a_class_map_names(images, tmp_path):
+    (tmp_path / "names.txt").write_text("a\nb\nc\n")
+    for other in "ac":
+        shutil.rmtree(tmp_path / "val" / other)
+    splits = load_data(folder(tmp_path, class_map=str(tmp_path / "names.txt")), PIXELS)
+    assert splits.classes == ("a", "b", "c") and splits.eval.labels.tolist() == [1]
+    (tmp_path / "names.txt").write_text("b\n")
+    for other in "ac":
+        shutil.rmtree(tmp_path / "train" / other)
+    with pytest.raises(ValueError, match="has the class 'b' alone"):
+        load_data(folder(tmp_path, class_map=str(tmp_path / "names.txt")), PIXELS)
+
+
+@pytest.mark.parametrize("in_memory", [True, False, None])
+@pytest.mark.parametrize("fields", [{}, {"on_corrupt": "skip"}, {"random_resized_crop": True}], ids=str)
+def test_without_training_images_no_training_split_is_wanted(images, tmp_path, in_memory, fields):
+    shutil.rmtree(tmp_path / "train")
+    splits = load_data(folder(tmp_path, in_memory=in_memory, **fields), PIXELS, training=False)
+    assert len(splits.train) == 0 and splits.train.skipped == () and splits.classes == ("a", "b", "c")
+    assert (pixels(splits.eval) == images[::3]).all() and splits.eval.labels.tolist() == [0, 1, 2]
+    with pytest.raises(ValueError, match=r"looked for train/ or train\.tar"):
+        load_data(folder(tmp_path, in_memory=in_memory, **fields), PIXELS)
+
+
+@pytest.mark.parametrize("name", ["digits", "synthetic"])
+def test_other_data_has_no_training_images_either_where_none_are_wanted(name):
+    pre = Preprocessing(input_size=(1, 8, 8), mean=(0.0,), std=(1.0,))
+    whole, held_out = (load_data(DataConfig(name=name), pre, training=training) for training in (True, False))
+    assert (len(whole.train), len(held_out.train)) == ({"digits": 1442, "synthetic": 1030}[name], 0)
+    assert held_out.eval.labels.tolist() == whole.eval.labels.tolist() and held_out.classes == whole.classes
+    assert torch.equal(held_out.eval[3][0], whole.eval[3][0])
+
+
 def test_limits_spread_over_the_classes(images, tmp_path):
     splits = load_data(folder(tmp_path, max_train_samples=5, max_eval_samples=2), PIXELS)
     assert splits.train.labels.tolist() == [0, 0, 1, 1, 2]

@@ -5,9 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torchvision
 from PIL import Image
+from timm.data.readers.img_extensions import get_img_extensions
 
-from distill.data.files import find_split, list_split
+from distill.data.files import FORMATS, find_split, list_split
 
 DATA = Path(__file__).parents[3] / os.environ.get("DISTILL_DATA", "../shared/data")
 needs_data = pytest.mark.skipif(not (DATA / "cifar10").is_dir(), reason=f"no real data in {DATA}: set DISTILL_DATA")
@@ -68,6 +70,51 @@ def test_images_classes_and_pixels_are_the_same_however_they_are_packed(write, t
     assert split.files[0].open("RGB").getpixel((0, 0)) == (30, 30, 30)
 
 
+def test_images_of_all_formats_of_torchvisions_folders_are_read(write, tmp_path):
+    members = {}
+    for i, ending in enumerate(FORMATS):
+        buffer = io.BytesIO()
+        Image.new("L", (2, 2), 20 * i).save(buffer, Image.registered_extensions()[ending], lossless=True)
+        members[f"{chr(ord('a') + i)}/1{ending if i % 2 else ending.upper()}"] = buffer.getvalue()
+    split = list_split(write(tmp_path, members))
+    assert split.classes == tuple("abcdefghi") and split.labels.tolist() == list(range(9))
+    assert [file.open("L").getpixel((1, 1)) for file in split.files] == [20 * i for i in range(9)]
+    assert set(FORMATS) == set(torchvision.datasets.folder.IMG_EXTENSIONS)
+    assert get_img_extensions() == (".png", ".jpg", ".jpeg")  # other users of timm in this process keep theirs
+
+
+@pytest.mark.parametrize("kind", ["folder", "tar"])
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (("cat/day/1.png", "dog/day/1.png"), r"class 'day' of .* lie in cat/day and in dog/day; a class is one folder"),
+        # Tiny ImageNet as it is unpacked
+        (("n1/images/1.png", "n2/images/2.png", "n2/boxes.txt"), r"class 'images' of .* n1/images and in n2/images;"),
+        (("ant/1.png", "ant/more/2.png", "bee/1.png"), r"lie in ant and in ant/more inside of it; a class is one fold"),
+    ],
+)
+def test_a_class_in_several_folders_is_refused_with_two_of_them(kind, names, message, tmp_path):
+    path = WRITERS[kind](tmp_path, {name: png(1) for name in names})
+    with pytest.raises(ValueError, match=message):
+        list_split(path)
+
+
+def test_folders_of_classes_may_lie_deeper_and_in_parts_of_a_tar(tmp_path):
+    deeper = write_folder(tmp_path / "deep", {"animals/ant/1.png": png(1), "plants/oak/1.png": png(2)})
+    assert list_split(deeper).classes == ("ant", "oak")
+    parts = [{"./ant/1.png": png(1), "oak/1.png": png(2)}, {"ant/2.png": png(3)}]
+    inner = {f"{i}.tar": write_tar(tmp_path / "part", part).read_bytes() for i, part in enumerate(parts)}
+    split = list_split(write_tar(tmp_path / "train.tar", inner))
+    assert split.classes == ("ant", "oak") and split.labels.tolist() == [0, 1, 0]
+
+
+def test_sixteen_bits_of_grey_keep_their_high_byte(write, tmp_path):
+    buffer = io.BytesIO()
+    Image.fromarray(np.full((2, 2), 0x4321, dtype=np.uint16)).save(buffer, "png")
+    file = list_split(write(tmp_path, {"ant/1.png": buffer.getvalue(), "bee/1.png": png(1)})).files[0]
+    assert file.open("L").getpixel((0, 0)) == 0x43 and file.open("RGB").getpixel((1, 1)) == (0x43,) * 3
+
+
 def test_a_corrupt_image_is_named_and_not_skipped(write, tmp_path):
     # 43 bytes of a png: its header and two bytes of its pixels
     members = {"ant/1.png": png(1), "ant/2.png": png(2)[:43], "cat/3.png": b"no image at all", "cat/4.png": png(4)}
@@ -112,7 +159,7 @@ def test_a_file_that_is_no_tar_or_a_compressed_one_is_named(tmp_path):
 @pytest.mark.parametrize("kind", ["folder", "tar"])
 def test_no_images_names_the_path_and_what_was_looked_for(kind, tmp_path):
     path = WRITERS[kind](tmp_path, {"ant/note.txt": b"no image"})
-    with pytest.raises(ValueError, match=rf"no images in {path}: looked for \.png, \.jpg, \.jpeg"):
+    with pytest.raises(ValueError, match=rf"no images in {path}: looked for \.png, \.jpg, \.jpeg, \.webp, \.bmp, "):
         list_split(path)
 
 

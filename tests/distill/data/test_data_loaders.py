@@ -74,9 +74,10 @@ def test_workers_change_nothing(augmentation, tmp_path):
     dataset = image_set()
     if augmentation == "timm":
         for split in ("train", "val"):
-            (tmp_path / split / "a").mkdir(parents=True)
             for i in range(12):
-                Image.effect_noise((9, 9), 50 + i).save(tmp_path / split / "a" / f"{i}.png")
+                folder = tmp_path / split / "ab"[i % 2]
+                folder.mkdir(parents=True, exist_ok=True)
+                Image.effect_noise((9, 9), 50 + i).save(folder / f"{i}.png")
         config = DataConfig(
             name="folder", root=str(tmp_path), in_memory=False, auto_augment="rand-m9-mstd0.5", random_erasing=0.5
         )

@@ -2,6 +2,7 @@
 
 import gc
 import os
+import shutil
 import sys
 import tarfile
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from toy_events import CIFAR10, add, aedat2, aedat3, frames_of, nmnist_tar, random_events, striped_tar
+from toy_events import CIFAR10, add, aedat2, aedat3, atis, frames_of, nmnist_tar, random_events, striped_tar
 
 from distill.data import DataConfig, Preprocessing, eval_loader, event_files, load_data, train_loader
 from distill.data.event_files import SETS
@@ -103,6 +104,14 @@ def test_loader_processes_read_the_same_frames(stripes, cache):
 def test_the_first_recordings_of_every_class_are_kept(stripes, cache):
     data = opened(stripes, cache, max_train_samples=5, max_eval_samples=2)
     assert data.train.labels.tolist() == [0, 0, 0, 1, 1] and data.eval.labels.tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_without_training_recordings_none_is_read(stripes, cache, in_memory):
+    config = DataConfig(name="nmnist", root=str(stripes), cache=str(cache), in_memory=in_memory)
+    data = load_data(config, preprocessing(), 0, T, training=False)
+    assert (len(data.train), len(data.eval), data.classes) == (0, 6, ("0", "1"))
+    assert torch.equal(data.eval[5][0], opened(stripes, cache).eval[5][0])
 
 
 @pytest.fixture(scope="module")
@@ -232,6 +241,7 @@ def test_the_root_may_be_a_folder_which_then_holds_the_frames(digits, tmp_path):
         "Test",
         LOCK,
         "events_np",
+        "events_np.recordings",
         f"frames_number_{T}_split_by_number",
     }
     for path in root.rglob("*.npz"):
@@ -250,6 +260,55 @@ def test_what_is_prepared_is_used_again(digits, tmp_path):
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "c").rglob("*")}
     opened(tar, tmp_path / "c")
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "c").rglob("*")} == before
+
+
+def prepared_folder(root, recordings, counts):
+    """The set's folder at root, with so many recordings of each class to train on."""
+    for name, count in (("Train/0", counts[0]), ("Train/7", counts[1]), ("Test/0", 1), ("Test/7", 1)):
+        (root / name).mkdir(parents=True, exist_ok=True)
+        for i in range(count):
+            (root / name / f"{i}.bin").write_bytes(atis(recordings["Train/7/00001"]))
+    return root
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_recordings_that_were_added_are_refused_with_what_to_remove(digits, tmp_path, cached):
+    root, cache = prepared_folder(tmp_path / "set", digits[1], (2, 1)), tmp_path / "cache" if cached else None
+    opened(root, cache)
+    opened(root, cache, timesteps=None)
+    (folder,) = cache.iterdir() if cached else (root,)
+    (root / "Train" / "notes.txt").write_text("no recording")
+    assert len(opened(root, cache).train) == 3
+    (root / "Train" / "notes.txt").unlink()  # which SpikingJelly would take for a class
+    prepared_folder(root, digits[1], (3, 1))
+    old = [folder / "events_np", *(folder / f"frames_number_{n}_split_by_number" for n in (1, T))]
+    with pytest.raises(ValueError, match=f"there are 6 recordings in {root}, {old[0]} was made of 5") as raised:
+        opened(root, cache)
+    assert f"remove {', '.join(map(str, old))}, which are then made anew" in str(raised.value)
+    shutil.rmtree(old[0])  # of the frames some are forgotten
+    shutil.rmtree(old[2])
+    assert len(opened(root, cache).train) == 4
+    with pytest.raises(ValueError, match=f"of 6 recordings, {old[1]} the frames of 5: remove {old[1]}, which"):
+        opened(root, cache, timesteps=None)
+    shutil.rmtree(old[1])
+    assert len(opened(root, cache, timesteps=None).train) == 4
+
+
+def test_the_events_that_a_cache_links_to_are_counted_too(digits, tmp_path):
+    root = prepared_folder(tmp_path / "set", digits[1], (2, 1))
+    opened(root)
+    opened(root, tmp_path / "cache")
+    (link,) = tmp_path.glob("cache/*/events_np")
+    assert link.is_symlink()
+    prepared_folder(root, digits[1], (2, 2))
+    frames = [folder / f"frames_number_{T}_split_by_number" for folder in (link.parent, root)]
+    old = ", ".join(map(str, [root / "events_np", link, *frames]))
+    with pytest.raises(ValueError, match=f"there are 6 recordings .* was made of 5: remove {old}, which"):
+        opened(root, tmp_path / "cache")
+    for path in (root / "events_np", *frames):
+        shutil.rmtree(path)
+    link.unlink()
+    assert len(opened(root, tmp_path / "cache").train) == 4
 
 
 def test_an_interrupted_preparation_leaves_nothing_half_done(digits, tmp_path, monkeypatch):
@@ -347,7 +406,7 @@ def test_recordings_are_read_where_threads_and_collections_meet(tmp_path):
         sum(range(9))
 
     rng = np.random.default_rng(0)
-    many = {f"{split}/0/{i}": random_events(rng, 9, 34) for split in ("Train", "Test") for i in range(40)}
+    many = {f"{split}/{i % 2}/{i}": random_events(rng, 9, 34) for split in ("Train", "Test") for i in range(40)}
     tar = nmnist_tar(tmp_path / "many.tar", many)
     interval, thresholds = sys.getswitchinterval(), gc.get_threshold()
     gc.callbacks.append(some_python)
@@ -397,6 +456,13 @@ def test_splits_of_other_classes_are_refused(tmp_path):
         tmp_path / "a.tar", {f"{n}/1": random_events(rng, 9, 34) for n in ("Train/0", "Train/1", "Test/0")}
     )
     with pytest.raises(ValueError, match=r"same classes, found \['0', '1'\] and \['0'\]"):
+        opened(tar, tmp_path / "cache")
+
+
+def test_recordings_of_a_single_class_are_refused(tmp_path):
+    rng = np.random.default_rng(0)
+    tar = nmnist_tar(tmp_path / "a.tar", {f"{n}/4/1": random_events(rng, 9, 34) for n in ("Train", "Test")})
+    with pytest.raises(ValueError, match=r"root: .*a\.tar has the class '4' alone, at least two are needed"):
         opened(tar, tmp_path / "cache")
 
 

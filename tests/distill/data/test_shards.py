@@ -156,6 +156,13 @@ def test_shards_of_another_kind_are_refused(tmp_path, members, message):
         load(tmp_path)
 
 
+def test_shards_of_a_single_class_are_refused(tmp_path):
+    for split in ("train", "val"):
+        write_shard(tmp_path / f"{split}-0.tar", {"a.jpg": encoded(1, "jpeg"), "a.cls": b"0"})
+    with pytest.raises(ValueError, match="has the class '0' alone, at least two are needed"):
+        load(tmp_path)
+
+
 def test_shards_that_are_not_there_are_named(root):
     with pytest.raises(ValueError, match=r"no shards of tr in .*tr-\*\.tar"):
         load(root, train_split="tr")
@@ -172,15 +179,19 @@ def hub(monkeypatch, tmp_path):
     return pytest.importorskip("datasets", reason="Hugging Face's datasets is not installed")
 
 
-def write_hub(datasets, folder, broken=None) -> None:
-    """Saves to disk ten rows to train on and four to test on, of value 10 x row, classes ant and bee in turn."""
+def write_hub(datasets, folder, broken=None, unlabelled=None) -> None:
+    """Saves to disk ten rows to train on and four to test on, of value 10 x row, classes ant and bee in turn.
+
+    In both splits the image of one row may be broken, or its label missing.
+    """
     features = datasets.Features(
         {"name": datasets.Value("string"), "img": datasets.Image(), "fine": datasets.ClassLabel(names=["ant", "bee"])}
     )
     splits = {}
     for split, count in (("train", 10), ("test", 4)):
         images = [{"bytes": b"x" if i == broken else encoded(10 * i, "png"), "path": None} for i in range(count)]
-        rows = {"name": ["?"] * count, "img": images, "fine": [i % 2 for i in range(count)]}
+        labels = [None if i == unlabelled else i % 2 for i in range(count)]
+        rows = {"name": ["?"] * count, "img": images, "fine": labels}
         splits[split] = datasets.Dataset.from_dict(rows, features=features)
     datasets.DatasetDict(splits).save_to_disk(str(folder))
 
@@ -199,10 +210,11 @@ def test_a_hugging_face_data_set_on_disk_is_read(hub, tmp_path, in_memory):
 def test_workers_read_a_hugging_face_data_set_too(hub, tmp_path):
     write_hub(hub, tmp_path / "set", broken=3)
     config = DataConfig(name="hfds/set", root=str(tmp_path), in_memory=False, on_corrupt="skip")
-    train = load_data(config, PRE).train
+    splits = load_data(config, PRE)
     expected = [(i, i % 2) for i in range(10)]
-    assert samples(eval_loader(train, 4, workers=2)) == [*expected[:3], expected[4], *expected[4:]]
-    assert train.skipped == ("in row 3 of the data set",)
+    assert samples(eval_loader(splits.train, 4, workers=2)) == [*expected[:3], expected[4], *expected[4:]]
+    assert splits.train.skipped == ("in row 3 of split 'train' of the data set",)
+    assert splits.eval.skipped == ("in row 3 of split 'test' of the data set",)  # two images are told apart
 
 
 def test_a_folder_of_images_is_read_by_datasets(hub, tmp_path):
@@ -222,6 +234,9 @@ def test_hugging_face_data_sets_that_do_not_serve_are_refused(hub, tmp_path, mon
     table.save_to_disk(str(tmp_path / "numbers"))
     with pytest.raises(ValueError, match="has no column of images, only x"):
         load_data(DataConfig(name="hfds/numbers", root=str(tmp_path)), PRE)
+    write_hub(hub, tmp_path / "unlabelled", unlabelled=2)
+    with pytest.raises(ValueError, match=r"'train' of .*unlabelled' has no images, or some without a label"):
+        load_data(DataConfig(name="hfds/unlabelled", root=str(tmp_path)), PRE)
 
     def no_network(*args, **kwargs):
         raise ConnectionError("couldn't reach the hub")
