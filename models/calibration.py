@@ -29,7 +29,8 @@ from models.layout import at_least_float32
 from models.network import SpikingNetwork, probing
 from models.neuron import SpikingNeuron
 from models.scale_choice import PERCENTILES, LayerCalibration, choose, shifts_at
-from models.scale_tracing import Site, Trace, trace_scales
+from models.scale_trace import Site, Trace
+from models.scale_tracing import trace_scales
 from models.scales import scale_input, scale_output, shift_output
 from models.spiketrain import SpikeTrain
 from models.twin import ACTIVATIONS
