@@ -8,7 +8,6 @@ from collections.abc import Callable
 from accelerate import Accelerator
 from torch.utils.data import DataLoader
 
-from distill.config import TrainConfig
 from distill.data import ImageSet
 from distill.data.loaders import sample_indices
 from distill.meters import Progress
@@ -16,6 +15,7 @@ from distill.processes import Agreement
 from distill.runs import RunFolder
 from distill.saved_state import SavedState
 from distill.steps import MOST_OVERFLOWS, NonFiniteLossError, StepGuard
+from distill.train_config import TrainConfig
 from models import NonContractingLoopError
 
 log = logging.getLogger(__name__)

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from distill.backward import Backward
 from distill.checkpoints import Checkpoints
-from distill.config import TrainConfig
 from distill.preparation import channels_last
 from distill.processes import Agreement
 from distill.random_numbers import repeatable
+from distill.train_config import TrainConfig
 from models.ranks import alone
 
 log = logging.getLogger(__name__)

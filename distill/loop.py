@@ -22,7 +22,6 @@ from tqdm.auto import tqdm
 from distill.backward import Backward
 from distill.bad_steps import BadSteps
 from distill.checkpoints import Checkpoints
-from distill.config import TrainConfig
 from distill.data.loaders import skip_batches
 from distill.ema import WeightAverage
 from distill.epoch_log import EpochLog
@@ -36,6 +35,7 @@ from distill.random_numbers import draw_apart, repeatable
 from distill.runs import RunFolder
 from distill.saved_state import SavedState
 from distill.steps import StepGuard
+from distill.train_config import TrainConfig
 from models import FeedbackLoop, NonContractingLoopError, synchronised_batch_norm
 
 log = logging.getLogger(__name__)

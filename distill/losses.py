@@ -21,8 +21,8 @@ from torch import Tensor
 from models.layout import at_least_float32
 
 if TYPE_CHECKING:  # both import this module
-    from distill.config import LossConfig
     from distill.hybrid import HybridOutput
+    from distill.train_config import LossConfig
 
 SMALLEST_NORM = 1e-4
 """Of a feature in the cosine, whose gradient grows with the inverse of the norm: a silent place must not dominate."""

@@ -19,7 +19,7 @@ import numpy as np
 from timm.data import Mixup
 from torch import Tensor
 
-from distill.config import TrainConfig
+from distill.train_config import TrainConfig
 
 
 class Mixing:

@@ -13,10 +13,10 @@ from typing import Any
 import yaml
 
 from distill.checkpoints import Checkpoints
-from distill.config import RunConfig
 from distill.config_changes import changed_fields, check_names, check_same, flatten
 from distill.runs import CONFIG, LOCK, SUMMARY, LockedError, RunFolder
 from distill.tracking import FOLDER as TRACKING
+from distill.train_config import RunConfig
 from models.io import replace_text
 
 log = logging.getLogger(__name__)

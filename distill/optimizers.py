@@ -10,7 +10,7 @@ import torch
 from timm.optim import create_optimizer_v2, list_optimizers
 from torch import nn
 
-from distill.config import TrainConfig
+from distill.train_config import TrainConfig
 
 
 def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:

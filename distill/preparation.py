@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
-from distill.config import TrainConfig
 from distill.data.image_set import ImageSet
 from distill.data.loaders import prepare_loader, train_loader
 from distill.optimizers import make_optimizer
+from distill.train_config import TrainConfig
 from models import FeedbackLoop
 
 

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from distill.config import RunConfig, save_every
+from distill.train_config import RunConfig, save_every
 from models.io import replace_text
 
 try:

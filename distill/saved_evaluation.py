@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from distill.class_names import check_class_names
-from distill.config import EvaluationConfig, RunConfig, TeacherConfig
+from distill.config import EvaluationConfig, TeacherConfig
 from distill.data import Preprocessing, Splits, load_data, skipped_images
 from distill.data.event_config import is_events
 from distill.energy import assumptions
@@ -24,6 +24,7 @@ from distill.network_energy import NetworkEnergy
 from distill.report import rate_warnings, versions, warn_of_skipped
 from distill.session import start
 from distill.teachers import build_teacher, check_accuracy, check_classes, check_same_images, has_weights
+from distill.train_config import RunConfig
 from models import SpikingNetwork, load_snn
 from models.hub import saved_network
 from models.io import CONFIG, replace_text

@@ -13,12 +13,12 @@ from accelerate import Accelerator
 from torch.utils.data import Dataset
 
 from distill.checkpoints import UNFINISHED, Checkpoint, CheckpointError, Checkpoints, IncompleteCheckpointError
-from distill.config import TrainConfig
 from distill.config_changes import PROCESSES
 from distill.data import ImageSet
 from distill.ema import WeightAverage
 from distill.meters import Progress
 from distill.processes import Agreement
+from distill.train_config import TrainConfig
 
 log = logging.getLogger(__name__)
 

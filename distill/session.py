@@ -20,12 +20,12 @@ from accelerate.utils import (
     set_seed,
 )
 
-from distill.config import RunConfig
 from distill.config_changes import flatten
 from distill.opening import open_run, stages_begun
 from distill.processes import PATIENCE
 from distill.runs import RunFolder, saving_of
 from distill.tracking import start_trackers
+from distill.train_config import RunConfig
 from models import compile_kernels
 
 

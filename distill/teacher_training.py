@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 from distill.backward import once
 from distill.batch_size import batch_that_fits
 from distill.checkpoints import Checkpoints
-from distill.config import TeacherConfig, TeacherTrainingConfig, TrainConfig
+from distill.config import TeacherConfig, TeacherTrainingConfig
 from distill.data import Preprocessing, Splits, eval_loader, load_data, prepare_loader, skipped_images, train_loader
 from distill.evaluation import top1
 from distill.loop import fit
@@ -25,6 +25,7 @@ from distill.saved_state import recall_skipped
 from distill.session import Session
 from distill.students import probe_images
 from distill.teachers import build_teacher, teacher_preprocessing
+from distill.train_config import TrainConfig
 from models.io import CONFIG, WEIGHTS, replace_text, save_weights
 
 log = logging.getLogger(__name__)
