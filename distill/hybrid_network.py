@@ -31,6 +31,7 @@ from models.io import (
     build_snn,
     check_rebuilt,
     check_saveable,
+    config_text,
     fill,
     read_weights,
     replace_text,
@@ -155,15 +156,17 @@ def save_hybrid(
         extra: further entries of config.json in JSON types; `load_hybrid` keeps them in ``hybrid.spec["extra"]``.
 
     Raises:
-        ValueError: if student or teacher cannot be rebuilt from what is known of them.
+        ValueError: if student or teacher cannot be rebuilt from what is known of them, or `extra` has other types;
+            nothing is written then.
     """
     size = tuple(size)
     spec = check_hybrid(hybrid) | {"input_size": list(size)} | ({} if extra is None else {"extra": extra})
-    state = hybrid.state_dict()
+    text, state = config_text(spec), hybrid.state_dict()
+    tensors = {name: state[name] for name in _own_state(hybrid, size)}
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    save_tensors({name: state[name] for name in _own_state(hybrid, size)}, folder / WEIGHTS)
-    replace_text(folder / CONFIG, json.dumps(spec, indent=2) + "\n")
+    save_tensors(tensors, folder / WEIGHTS)
+    replace_text(folder / CONFIG, text)
 
 
 def check_hybrid(hybrid: Hybrid) -> dict[str, Any]:

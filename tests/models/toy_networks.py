@@ -214,7 +214,7 @@ class Sums(nn.Module):
 
 
 class Poolings(nn.Sequential):
-    """Max pooling of spikes with padding, also of -inf (timm's "same"), and overlap, of currents, adaptive; averages."""
+    """Max pooling of spikes with padding (of -inf, too) and overlap, of normalised currents, adaptive; averages."""
 
     def __init__(self, neuron: NeuronConfig) -> None:
         super().__init__(
