@@ -23,7 +23,7 @@ class ExportConfig:
     """snn: a folder that models.load_snn reads, with a model card; spikingjelly: a Python file and weights that need
     only torch and SpikingJelly; torch_export: an ExportedProgram; onnx: an ONNX file; nir: a NIR graph."""
     overwrite: bool = False
-    """Replace what an earlier export has left in out."""
+    """Replace what an earlier export has left in out; refused where anything else lies there."""
     timesteps: int | None = None
     """T of what is written; None: the network's own."""
     input: Literal["images", "frames"] | None = None

@@ -4,16 +4,20 @@ import builtins
 import importlib
 import json
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
 from export_toys import EXTRA, images, saved
+from toy_networks import calibrated
 
 from distill import DataConfig
-from distill.export import ExportConfig, extras, running, spikingjelly_code
+from distill.export import ExportConfig, extras, nir_graph, onnx_file, running, spikingjelly_code, torch_program
 from distill.export.leaves import Neuron
 from distill.export.samples import samples_for
 from models import PoissonEncoder, create_snn, load_snn, save_snn
+
+SPIKINGJELLY = {"network.py", "network.safetensors", "network.json", "check.json"}
 
 
 @pytest.fixture(scope="module")
@@ -29,8 +33,7 @@ def config(student, out, **settings):
 def test_what_passes_is_kept_with_its_figures(student, tmp_path):
     out = tmp_path / "deep" / "out"
     result = running.run(config(student, out, timesteps=3))
-    files = {path.name for path in out.iterdir()}
-    assert files == {"network.py", "network.safetensors", "network.json", "check.json"}
+    assert {path.name for path in out.iterdir()} == SPIKINGJELLY
     assert json.loads((out / "check.json").read_text()) == result
     assert result["passed"] and result["timesteps"] == 3 and result["format"] == "spikingjelly"
     assert result["float64"]["largest_difference"] <= result["float64"]["bound"] == pytest.approx(1e-9, rel=10)
@@ -68,16 +71,50 @@ def test_a_folder_with_files_is_left_alone(student, tmp_path):
 
 def test_an_earlier_export_is_replaced_where_that_is_asked_for(student, tmp_path, monkeypatch):
     out = tmp_path / "out"
-    running.run(config(student, out))
-    (out / "stale.txt").write_text("")
+    running.run(config(student, out, format="snn"))
+    (out / "__pycache__").mkdir()
     with pytest.raises(ValueError, match="--overwrite true"):
         running.run(config(student, out))
     running.run(config(student, out, overwrite=True))
-    assert not (out / "stale.txt").exists()
+    assert {path.name for path in out.iterdir()} == SPIKINGJELLY
     monkeypatch.setattr(Neuron, "tau", 4.0)
     with pytest.raises(running.CheckError):
         running.run(config(student, out, overwrite=True))
     assert (out / "check.json").exists()  # what was there stays until something better is
+
+
+def test_what_no_export_has_left_is_never_removed(student, tmp_path):
+    out = tmp_path / "out"
+    running.run(config(student, out, format="snn"))
+    for name in (".git", "nested", "plots", "weights"):
+        (out / name).mkdir()
+        (out / name / "HEAD").write_text("years of work")
+    with pytest.raises(ValueError, match=r"holds 4 other things, too: \['.git', 'nested', 'plots'\]"):
+        running.run(config(student, out, overwrite=True))
+    assert (out / ".git" / "HEAD").read_text() == "years of work" and load_snn(out)
+
+
+def test_the_files_of_every_format_may_be_replaced():
+    files = {onnx_file.FILE, nir_graph.FILE, torch_program.PROGRAM, spikingjelly_code.CODE, spikingjelly_code.WEIGHTS}
+    assert files <= running.OURS
+
+
+def test_a_link_stays_one_and_what_it_points_to_is_replaced(student, tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "disk", target_is_directory=True)
+    running.run(config(student, tmp_path / "link"))
+    running.run(config(student, tmp_path / "link", timesteps=1, overwrite=True))
+    assert (tmp_path / "link").is_symlink() and {path.name for path in tmp_path.iterdir()} == {"disk", "link"}
+    assert {path.name for path in (tmp_path / "disk").iterdir()} == SPIKINGJELLY
+    assert json.loads((tmp_path / "disk" / "check.json").read_text())["timesteps"] == 1
+
+
+def test_a_mount_point_is_refused_before_the_work(student, tmp_path, monkeypatch):
+    monkeypatch.setattr(Path, "is_mount", lambda self: self == tmp_path / "out")
+    monkeypatch.setattr(running, "load_network", Mock(side_effect=AssertionError("work has begun")))
+    (tmp_path / "out").mkdir()
+    with pytest.raises(ValueError, match=r"found the mount point .*out: name a folder inside of it"):
+        running.run(config(student, tmp_path / "out"))
 
 
 def test_an_earlier_export_stays_where_it_cannot_be_replaced(student, tmp_path, monkeypatch):
@@ -92,7 +129,7 @@ def test_an_earlier_export_stays_where_it_cannot_be_replaced(student, tmp_path, 
         return real(self, target)
 
     monkeypatch.setattr(Path, "rename", busy)
-    with pytest.raises(OSError, match="busy"):
+    with pytest.raises(OSError, match=r"out cannot be replaced: .*busy; name a folder inside of it"):
         running.run(config(student, out, overwrite=True))
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
@@ -183,3 +220,13 @@ def test_an_export_of_a_float16_network_is_one_in_float32(tmp_path):
     save_snn(snn, tmp_path / "student", EXTRA | {"input_size": [1, 16, 16]})
     assert running.run(config(tmp_path / "student", tmp_path / "out"))["passed"]
     assert next(spikingjelly_code.load(tmp_path / "out").parameters()).dtype == torch.float32
+
+
+def test_onnx_of_a_float64_network_is_one_in_float32(tmp_path):
+    """onnxruntime has no convolution of float64: it could run nothing of what was written."""
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    snn = calibrated(small_network().double(), images(32, (1, 16, 16)).double())
+    save_snn(snn, tmp_path / "student", EXTRA | {"input_size": [1, 16, 16]})
+    assert running.run(config(tmp_path / "student", tmp_path / "out", format="onnx", timesteps=1))["passed"]
+    assert onnx_file.load(tmp_path / "out")(images(2, (1, 16, 16))).dtype == torch.float32
