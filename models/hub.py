@@ -12,6 +12,7 @@ import huggingface_hub
 from huggingface_hub import ModelCard, ModelHubMixin
 
 from models.card import CARD, USE_ON_FRAMES, USE_ON_IMAGES, model_card
+from models.encoding import takes_event_frames
 
 log = logging.getLogger(__name__)
 
@@ -198,4 +199,6 @@ def plain_card(snn: Any) -> str:
     parameters = sum(p.numel() for p in snn.parameters())
     facts = f"{snn.timesteps} time steps, {parameters:,} parameters, images of {snn.in_chans} channel(s)."
     made = f"With SpikeSwap; the gradient in training is `{snn.algorithm}`."
-    return model_card(twin.strip(), facts, made, use=USE_ON_FRAMES if snn.in_chans == 2 else USE_ON_IMAGES)
+    return model_card(
+        twin.strip(), facts, made, use=USE_ON_FRAMES if takes_event_frames(snn.in_chans) else USE_ON_IMAGES
+    )

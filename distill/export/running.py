@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import os
@@ -125,6 +126,8 @@ def _write_records(
     }
     replace_text(folder / CHECK, json.dumps(result, indent=2) + "\n")
     if config.format != "snn":
-        about = {"timesteps": network.timesteps, "input": "frames" if frames else "images"}
+        encoder = network.input_encoder if isinstance(network, SpikingNetwork) else None
+        drawn = None if encoder is None else {"kind": "poisson", **dataclasses.asdict(encoder)}
+        about = {"timesteps": network.timesteps, "input": "frames" if frames else "images", "encoder": drawn}
         replace_text(folder / NETWORK, json.dumps(about | network.spec.get("extra", {}), indent=2) + "\n")
     return result
