@@ -23,6 +23,7 @@ from distill.tails import look, run_tails
 from distill.taps import Tap, hooks
 from models import SpikingNetwork, create_ann
 from models.ann import timm_spec
+from models.card import CARD
 from models.hub import Download
 from models.io import (
     CONFIG,
@@ -75,6 +76,8 @@ class Hybrid(nn.Module):
         self.blanks = blanks
         self.spec: dict[str, Any] = {}
         """What `save_hybrid` was given as `extra`, under "extra"."""
+        self.card: str | None = None
+        """The model card that the network was loaded with."""
 
     @property
     def timesteps(self) -> int:
@@ -227,6 +230,8 @@ def load_hybrid(folder: str | os.PathLike[str], **download: Unpack[Download]) ->
     fill(hybrid, state, folder / WEIGHTS, names=names)
     if "extra" in spec:
         hybrid.spec["extra"] = spec["extra"]
+    if (folder / CARD).is_file():
+        hybrid.card = (folder / CARD).read_text(errors="replace")
     return hybrid.eval()
 
 
