@@ -37,7 +37,7 @@ def export(job: Job) -> Check:
     size = tuple(job.samples.shape[-3:])
     step = plain_network(network, size)
     refuse_gates(step, "spikingjelly")
-    takes = "images" if not job.takes_frames else "frames" if network.input_encoder is None else "spikes"
+    takes: Takes = "images" if not job.takes_frames else "frames" if network.input_encoder is None else "spikes"
     _write(job.folder, step, network.timesteps, size, takes)
     double = in_float64(network)
     with tempfile.TemporaryDirectory() as folder:

@@ -101,7 +101,10 @@ def test_a_hybrid_comes_back_bit_for_bit_with_its_accuracy(tmp_path, of_a_run):
     assert "up to `layer1`" in text and "Saved with" not in text
     assert ("80.50 %" in text and "epochs: 3" in text) == of_a_run
     hybrid.timesteps = 1  # another T than that of the figures
-    text = str(snn_format._card(hybrid, run / "hybrids" / "layer1"))
+    (tmp_path / "other").mkdir()
+    given = job(hybrid, images, tmp_path / "other", str(run / "hybrids" / "layer1"))
+    assert snn_format.export(given).passed
+    text = (given.folder / CARD).read_text()
     note = "Saved with 1 time steps; what follows was measured with 4."
     assert (note in text and "of 4 time steps" in text) if of_a_run else "of 1 time steps" in text
     assert of_a_run or "Saved with" not in text
@@ -122,5 +125,8 @@ def test_the_card_that_a_hybrid_came_with_comes_along(tmp_path):
     assert card.data.license == "mit" and card.text.strip() == "# Mine\n\n98.76 % top-1"
     again = load_hybrid(given.folder)
     again.timesteps = 5
-    text = str(snn_format._card(again, given.folder))
+    (tmp_path / "other").mkdir()
+    given = job(again, images_of(torch.float64, 3), tmp_path / "other")
+    assert snn_format.export(given).passed
+    text = (given.folder / CARD).read_text()
     assert "Saved with 5 time steps; what follows was measured with 2." in text and "98.76 % top-1" in text
