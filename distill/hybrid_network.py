@@ -23,6 +23,7 @@ from distill.tails import look, run_tails
 from distill.taps import Tap, hooks
 from models import SpikingNetwork, create_ann
 from models.ann import timm_spec
+from models.card import CARD
 from models.hub import Download
 from models.io import (
     CONFIG,
@@ -31,6 +32,7 @@ from models.io import (
     build_snn,
     check_rebuilt,
     check_saveable,
+    config_text,
     fill,
     read_weights,
     replace_text,
@@ -74,6 +76,8 @@ class Hybrid(nn.Module):
         self.blanks = blanks
         self.spec: dict[str, Any] = {}
         """What `save_hybrid` was given as `extra`, under "extra"."""
+        self.card: str | None = None
+        """The model card that the network was loaded with."""
 
     @property
     def timesteps(self) -> int:
@@ -155,15 +159,17 @@ def save_hybrid(
         extra: further entries of config.json in JSON types; `load_hybrid` keeps them in ``hybrid.spec["extra"]``.
 
     Raises:
-        ValueError: if student or teacher cannot be rebuilt from what is known of them.
+        ValueError: if student or teacher cannot be rebuilt from what is known of them, or `extra` has other types;
+            nothing is written then.
     """
     size = tuple(size)
     spec = check_hybrid(hybrid) | {"input_size": list(size)} | ({} if extra is None else {"extra": extra})
-    state = hybrid.state_dict()
+    text, state = config_text(spec), hybrid.state_dict()
+    tensors = {name: state[name] for name in _own_state(hybrid, size)}
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    save_tensors({name: state[name] for name in _own_state(hybrid, size)}, folder / WEIGHTS)
-    replace_text(folder / CONFIG, json.dumps(spec, indent=2) + "\n")
+    save_tensors(tensors, folder / WEIGHTS)
+    replace_text(folder / CONFIG, text)
 
 
 def check_hybrid(hybrid: Hybrid) -> dict[str, Any]:
@@ -224,6 +230,8 @@ def load_hybrid(folder: str | os.PathLike[str], **download: Unpack[Download]) ->
     fill(hybrid, state, folder / WEIGHTS, names=names)
     if "extra" in spec:
         hybrid.spec["extra"] = spec["extra"]
+    if (folder / CARD).is_file():
+        hybrid.card = (folder / CARD).read_text(errors="replace")
     return hybrid.eval()
 
 

@@ -9,6 +9,12 @@ from spikingjelly.activation_based import encoding
 from torch import Tensor
 
 
+def takes_event_frames(channels: int) -> bool:
+    """Whether a network's input is event frames, told by its channels where no data is at hand: images never have two,
+    frames have the two polarities of a pixel's events."""
+    return channels == 2
+
+
 @dataclass(frozen=True, kw_only=True)
 class PoissonEncoder:
     """Each value of an image, in [0, 1], is the probability of a spike at each step, drawn anew.

@@ -12,6 +12,7 @@ import huggingface_hub
 from huggingface_hub import ModelCard, ModelHubMixin
 
 from models.card import CARD, USE_ON_FRAMES, USE_ON_IMAGES, model_card
+from models.encoding import takes_event_frames
 
 log = logging.getLogger(__name__)
 
@@ -19,6 +20,9 @@ WEIGHTS, CONFIG = "model.safetensors", "config.json"
 """The files of a saved network; beside them a model card. Nothing else is fetched: no pickles, no code."""
 
 _ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
+
+_NOTE = "> Saved with {} time steps; what follows was measured with {}."
+_EARLIER_NOTE = re.compile(rf"\s*{_NOTE.format(r'[0-9]+', r'([0-9]+)')}\s*")
 
 
 class Download(TypedDict, total=False):
@@ -83,11 +87,7 @@ def saved_network(folder_or_id: str | os.PathLike[str], what: str, **download: U
 
 
 class OnHub(ModelHubMixin):
-    """`save_pretrained`, `from_pretrained` and `push_to_hub` of every spiking network, as users of the hub know them.
-
-    The first and the last are huggingface_hub's own, which call what is below. A model card that lies in the folder
-    stays.
-    """
+    """`save_pretrained`, `from_pretrained` and `push_to_hub` of spiking networks, as users of the hub know them."""
 
     card: str | None
     """The model card that the network was loaded with; None: one is made from what is known of it."""
@@ -97,20 +97,55 @@ class OnHub(ModelHubMixin):
         # network is rebuilt from its `spec` alone
         return object.__new__(cls)
 
-    def _save_pretrained(self: Any, save_directory: Path) -> None:
+    def save_pretrained(
+        self: Any,
+        save_directory: str | os.PathLike[str],
+        *,
+        repo_id: str | None = None,
+        push_to_hub: bool = False,
+        model_card_kwargs: dict[str, Any] | None = None,
+        **push_to_hub_kwargs: Any,
+    ) -> str | None:
+        """Writes what `models.save_snn` writes, and a model card where none lies in the folder.
+
+        Not huggingface_hub's own, which removes config.json before it saves: where a network cannot be saved, or a disk
+        is full, what lies in the folder stays whole.
+
+        Args:
+            save_directory: made where missing; weights and configuration in it are replaced.
+            repo_id: for `push_to_hub`; None: the folder's name.
+            push_to_hub: whether to upload the network, too.
+            model_card_kwargs: for `generate_model_card`.
+            push_to_hub_kwargs: for `push_to_hub`. A `config` has no effect: the network knows how it is made.
+
+        Returns:
+            The address of the commit; None where nothing is uploaded.
+
+        Raises:
+            ValueError: if the network cannot be rebuilt from what is known of it.
+        """
         from models.io import save_snn  # which is built on this file
 
-        save_snn(self, save_directory)
+        folder, for_card = Path(save_directory), model_card_kwargs or {}
+        save_snn(self, folder)
+        if not (folder / CARD).exists():
+            self.generate_model_card(**for_card).save(folder / CARD)
+        if not push_to_hub:
+            return None
+        return self.push_to_hub(repo_id or folder.name, model_card_kwargs=model_card_kwargs, **push_to_hub_kwargs)
+
+    def push_to_hub(self: Any, repo_id: str, **kwargs: Any) -> str:
+        """huggingface_hub's, which makes the repository first: what cannot be saved is refused before it."""
+        from models.io import check_saveable  # which is built on this file
+
+        check_saveable(self)
+        return super().push_to_hub(repo_id, **kwargs)
 
     def generate_model_card(self: Any, **kwargs: Any) -> ModelCard:
         """The card that the network came with, or one that says what can be known without a run."""
-        card = ModelCard(self.card or plain_card(self, **kwargs), ignore_metadata_errors=True)
-        own = self.spec.get("timesteps", self.timesteps)
-        if self.card and own != self.timesteps:  # another T than it was loaded with
-            card.text = (
-                f"\n> Saved with {self.timesteps} time steps; what follows was measured with {own}.\n{card.text}"
-            )
-        return card
+        if self.card:
+            return kept_card(self.card, self.timesteps, self.spec.get("timesteps", self.timesteps))
+        return ModelCard(plain_card(self, **kwargs), ignore_metadata_errors=True)
 
     @classmethod
     def from_pretrained(  # type: ignore[override]  # the mixin's takes arguments of __init__, too
@@ -138,6 +173,25 @@ class OnHub(ModelHubMixin):
         return snn
 
 
+def kept_card(text: str, timesteps: int, loaded_with: int) -> ModelCard:
+    """The card that a network came with, which says so where its figures are of another T than it is saved with.
+
+    Args:
+        text: the card.
+        timesteps: T that the network is saved with.
+        loaded_with: T that it was loaded with. The figures are of that one, unless the card names an earlier one.
+    """
+    card = ModelCard(text, ignore_metadata_errors=True)
+    earlier = _EARLIER_NOTE.match(card.text)
+    measured_with = int(earlier[1]) if earlier else loaded_with
+    below = card.text[earlier.end() :] if earlier else card.text
+    if measured_with != timesteps:
+        card.text = f"\n{_NOTE.format(timesteps, measured_with)}\n\n{below}"
+    elif earlier:
+        card.text = below
+    return card
+
+
 def plain_card(snn: Any) -> str:
     """A model card without figures: nothing is known of how the network was trained but the gradient it is set to."""
     spec = snn.spec
@@ -145,4 +199,6 @@ def plain_card(snn: Any) -> str:
     parameters = sum(p.numel() for p in snn.parameters())
     facts = f"{snn.timesteps} time steps, {parameters:,} parameters, images of {snn.in_chans} channel(s)."
     made = f"With SpikeSwap; the gradient in training is `{snn.algorithm}`."
-    return model_card(twin.strip(), facts, made, use=USE_ON_FRAMES if snn.in_chans == 2 else USE_ON_IMAGES)
+    return model_card(
+        twin.strip(), facts, made, use=USE_ON_FRAMES if takes_event_frames(snn.in_chans) else USE_ON_IMAGES
+    )

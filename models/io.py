@@ -32,6 +32,7 @@ __all__ = [
     "build_snn",
     "check_rebuilt",
     "check_saveable",
+    "config_text",
     "fill",
     "load_snn",
     "load_weights",
@@ -55,13 +56,28 @@ def save_snn(snn: SpikingNetwork, folder: str | os.PathLike[str], extra: dict[st
 
     Raises:
         ValueError: if the network cannot be rebuilt from what is known of it (a twin of a network that was changed by
-            hand: make it with `models.create_ann`).
+            hand: make it with `models.create_ann`), or `extra` has other types; nothing is written then.
     """
-    spec = check_saveable(snn) | ({} if extra is None else {"extra": extra})
+    text = config_text(check_saveable(snn) | ({} if extra is None else {"extra": extra}))
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     save_weights(snn, folder / WEIGHTS)
-    replace_text(folder / CONFIG, json.dumps(spec, indent=2) + "\n")
+    replace_text(folder / CONFIG, text)
+
+
+def config_text(spec: dict[str, Any]) -> str:
+    """What config.json holds, made before anything is written: new weights beside an old configuration are neither's.
+
+    Args:
+        spec: of which `extra` alone is the caller's own.
+
+    Raises:
+        ValueError: for what JSON does not have.
+    """
+    try:
+        return json.dumps(spec, indent=2) + "\n"
+    except TypeError as error:
+        raise ValueError(f"extra takes JSON types: {error}") from error
 
 
 def check_saveable(snn: SpikingNetwork) -> dict[str, Any]:

@@ -221,8 +221,8 @@ def _transposed_convolution(
     kernel = tuple(weight.shape[2:])
     stride, padding, dilation = (per_axis(value, len(kernel)) for value in (stride, padding, dilation))
     reach = fan_out(x.shape[2:], output.shape[2:], kernel, stride, padding, dilation, transposed=True)
-    by_place = _steps(x).sum((0, 2), dtype=torch.float64)  # (B, ...)
-    synops = (by_place * reach.to(by_place.device)).flatten(1).sum(1) * weight.shape[1]
+    by_place = _steps(x).sum((0, 2), dtype=widest_float(x.device))  # (B, ...)
+    synops = (by_place * reach.to(by_place)).flatten(1).sum(1) * weight.shape[1]
     return _call(name, x, weight, bias, math.prod(x.shape[2:]), synops)
 
 

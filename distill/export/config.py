@@ -23,12 +23,12 @@ class ExportConfig:
     """snn: a folder that models.load_snn reads, with a model card; spikingjelly: a Python file and weights that need
     only torch and SpikingJelly; torch_export: an ExportedProgram; onnx: an ONNX file; nir: a NIR graph."""
     overwrite: bool = False
-    """Replace what an earlier export has left in out."""
+    """Replace what an earlier export has left in out; refused where anything else lies there."""
     timesteps: int | None = None
     """T of what is written; None: the network's own."""
     input: Literal["images", "frames"] | None = None
     """What the written network takes: images (B, C, H, W), the same at each step, or frames (T, B, C, H, W), one for
-    each; None: frames with event data or an encoder, whose spikes they are, else images."""
+    each; None: frames with event data or an encoder, whose spikes they are (snn keeps the encoder), else images."""
     data: DataConfig = field(default_factory=DataConfig)
     """The images of the check; their size and normalisation are the network's."""
     check_images: Literal["data", "random"] = "data"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import operator
 from typing import Any
 
@@ -59,6 +60,8 @@ def literal(value: Any, names: dict[fx.Node, str] | None = None) -> str:
         if isinstance(value, list):
             return f"[{inner}]"
         return f"({inner},)" if len(value) == 1 else f"({inner})"
+    if isinstance(value, float) and not math.isfinite(value):  # "-inf", as repr has it, is no Python
+        return f'float("{value}")'
     return "..." if value is Ellipsis else repr(value)
 
 

@@ -10,7 +10,8 @@ from distill.data.event_config import is_events
 from distill.export.config import ExportConfig
 from distill.hybrid_network import Hybrid
 from distill.saved_evaluation import images_of
-from models import SpikingNetwork
+from models import PoissonEncoder, SpikingNetwork
+from models.encoding import takes_event_frames
 
 BATCH = 100
 FEWEST = 100
@@ -21,13 +22,16 @@ def takes_frames(config: ExportConfig, network: SpikingNetwork | Hybrid) -> bool
     """Whether what is written takes a frame for each step.
 
     Raises:
-        ValueError: if event data is to be taken as images.
+        ValueError: if event data is to be taken as images, or the network's folder does not say how images are made.
     """
-    events = is_events(config.data) and config.check_images == "data"
-    if events and config.input == "images":
-        raise ValueError(f"input must be frames with data.name={config.data.name}, found images")
-    encoder = isinstance(network, SpikingNetwork) and network.input_encoder is not None
-    return config.input == "frames" or (config.input is None and (events or encoder))
+    if config.check_images == "data":
+        events = is_events(config.data)
+        if events and config.input == "images":
+            raise ValueError(f"input must be frames with data.name={config.data.name}, found images")
+    else:  # the network alone tells
+        events = takes_event_frames(images_of(network, config.model).input_size[0])
+    drawn = _encoder(network) is not None and config.format != "snn"  # which holds the encoder, too
+    return config.input == "frames" or (config.input is None and (events or drawn))
 
 
 def samples_for(config: ExportConfig, network: SpikingNetwork | Hybrid) -> Tensor:
@@ -38,19 +42,26 @@ def samples_for(config: ExportConfig, network: SpikingNetwork | Hybrid) -> Tenso
     Raises:
         ValueError: if the network's folder does not say how images are made, or the data has other classes.
     """
-    frames = takes_frames(config, network)
-    samples = _noise(config, network) if config.check_images == "random" else _images(config, network)
+    frames, encoder = takes_frames(config, network), _encoder(network)
+    if config.check_images == "random":
+        samples = _noise(config, network, frames and encoder is None)
+    else:
+        samples = _images(config, network)
     if samples.ndim == 5 or not frames:
         return samples
-    if isinstance(network, SpikingNetwork) and network.input_encoder is not None:
-        return network.input_encoder(samples, network.timesteps)
-    return samples.repeat(network.timesteps, 1, 1, 1, 1)
+    return samples.repeat(network.timesteps, 1, 1, 1, 1) if encoder is None else encoder(samples, network.timesteps)
 
 
-def _noise(config: ExportConfig, network: SpikingNetwork | Hybrid) -> Tensor:
+def _encoder(network: SpikingNetwork | Hybrid) -> PoissonEncoder | None:
+    return network.input_encoder if isinstance(network, SpikingNetwork) else None
+
+
+def _noise(config: ExportConfig, network: SpikingNetwork | Hybrid, frames: bool) -> Tensor:
+    """Images (N, C, H, W), or frames (T, N, C, H, W) that differ, so that an error in the order of steps shows."""
     pre = images_of(network, config.model)
     mean, std = (torch.tensor(values)[:, None, None] for values in (pre.mean, pre.std))
-    values = torch.rand(config.samples, *pre.input_size, generator=torch.Generator().manual_seed(0))
+    count = (network.timesteps, config.samples) if frames else (config.samples,)
+    values = torch.rand(*count, *pre.input_size, generator=torch.Generator().manual_seed(0))
     return (values - mean) / std
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import ModelCard
 
 from distill.export.job import Check, Job
 from distill.hybrid_network import Hybrid, check_hybrid, load_hybrid, save_hybrid
@@ -14,7 +15,7 @@ from distill.random_numbers import repeatable
 from distill.report import hybrid_card
 from models import load_snn
 from models.card import CARD
-from models.io import replace_text
+from models.hub import kept_card
 
 IMAGES = 64
 """Of the samples that the check runs on."""
@@ -45,9 +46,18 @@ def _save_hybrid(hybrid: Hybrid, job: Job) -> None:
     if "input_size" not in extra:
         raise ValueError(f"the hybrid in {job.config.model} does not say how large its images are (extra.input_size)")
     save_hybrid(hybrid, job.folder, tuple(extra["input_size"]), extra)
-    summary, config = _of_run(Path(job.config.model))
-    teacher = check_hybrid(hybrid)["teacher"]["name"]
-    replace_text(job.folder / CARD, hybrid_card(hybrid.tap.name, teacher, hybrid.timesteps, summary, config))
+    _card(hybrid, Path(job.config.model)).save(job.folder / CARD)
+
+
+def _card(hybrid: Hybrid, folder: Path) -> ModelCard:
+    """The one that it came with, or one of the run that has left it; it says so where its figures are of another T."""
+    own = hybrid.timesteps
+    if hybrid.card:
+        return kept_card(hybrid.card, own, hybrid.student.spec.get("timesteps", own))
+    summary, config = _of_run(folder)
+    measured_with = summary.get("timesteps", own)
+    text = hybrid_card(hybrid.tap.name, check_hybrid(hybrid)["teacher"]["name"], measured_with, summary, config)
+    return kept_card(text, own, measured_with)
 
 
 def _of_run(folder: Path) -> tuple[dict[str, Any], str]:

@@ -7,7 +7,7 @@ import math
 import tempfile
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, Literal
 
 from torch import fx, nn
 
@@ -22,6 +22,9 @@ from models.io import save_tensors
 
 CODE, WEIGHTS = "network.py", "network.safetensors"
 
+Takes = Literal["images", "frames", "spikes"]
+"""What the written network is for; spikes are frames that an encoder has drawn."""
+
 
 def export(job: Job) -> Check:
     """Writes network.py and network.safetensors; the check loads them, in float64 and as they are.
@@ -34,10 +37,11 @@ def export(job: Job) -> Check:
     size = tuple(job.samples.shape[-3:])
     step = plain_network(network, size)
     refuse_gates(step, "spikingjelly")
-    _write(job.folder, step, network.timesteps, size)
+    takes: Takes = "images" if not job.takes_frames else "frames" if network.input_encoder is None else "spikes"
+    _write(job.folder, step, network.timesteps, size, takes)
     double = in_float64(network)
     with tempfile.TemporaryDirectory() as folder:
-        _write(Path(folder), plain_network(double, size), network.timesteps, size)
+        _write(Path(folder), plain_network(double, size), network.timesteps, size, takes)
         in_double = exact(job, double, load(Path(folder)))
     return check_of(in_double, close(job, load(job.folder), "spikingjelly"))
 
@@ -51,7 +55,7 @@ def load(folder: Path) -> nn.Module:
     return module.load(folder / WEIGHTS)
 
 
-def _write(folder: Path, step: fx.GraphModule, timesteps: int, size: tuple[int, ...]) -> None:
+def _write(folder: Path, step: fx.GraphModule, timesteps: int, size: tuple[int, ...], takes: Takes = "images") -> None:
     modules = {name: module for name, module in step.named_children() if _is_called(step, name)}
     constructors = [f"self.{name} = {_constructor(module)}" for name, module in modules.items()]
     buffers = [
@@ -73,6 +77,7 @@ def _write(folder: Path, step: fx.GraphModule, timesteps: int, size: tuple[int, 
         kept="membranes, and a loop its spikes," if states else "membranes",
         constructors="\n        ".join(constructors + starts + states + buffers),
         forward="\n        ".join(forward_lines(step)),
+        **_INPUT[takes],
     )
     (folder / CODE).write_text(code)
     save_tensors({f"step.{name}": tensor for name, tensor in step.state_dict().items()}, folder / WEIGHTS)
@@ -118,11 +123,42 @@ def _short(value: Any) -> Any:
     return value[0] if isinstance(value, tuple) and len(set(value)) == 1 else value
 
 
+_OF_FRAMES = {
+    "argument": "frames",
+    "what": "(T, B, C, H, W), normalised as network.json says",
+    "drawn": "",
+    "all_steps": "frames (T, B, C, H, W), one for each",
+    "wrong": "frames.ndim != 5 or len(frames) != self.timesteps",
+    "wanted": "{self.timesteps} frames, (T, B, C, H, W)",
+    "at_step": "frames[t]",
+}
+_INPUT: dict[Takes, dict[str, str]] = {
+    "images": {
+        "argument": "images",
+        "what": "(B, C, H, W), normalised as network.json says",
+        "drawn": "",
+        "all_steps": "images (B, C, H, W), the same at each step, or frames (T, B, C, H, W)",
+        "wrong": "images.ndim == 5 and len(images) != self.timesteps",
+        "wanted": "images (B, C, H, W) or {self.timesteps} frames, (T, B, C, H, W)",
+        "at_step": "images[t] if images.ndim == 5 else images",
+    },
+    "frames": _OF_FRAMES,
+    "spikes": _OF_FRAMES
+    | {
+        "what": "(T, B, C, H, W) of 0 and 1",
+        "drawn": """
+The frames are drawn: where an image, its normalisation undone as network.json says under "encoder", is p in [0, 1],
+each frame has a 1 with probability p.
+""",
+    },
+}
+"""How the file speaks of its network's input, and what it refuses."""
+
 _FILE = '''"""A spiking network of torch's and SpikingJelly's own modules, batch norms folded. Written by SpikeSwap.
 
     network = load()
-    logits = network(images)  # (B, C, H, W), normalised as network.json says -> (B, classes), the mean over all steps
-
+    logits = network({argument})  # {what} -> (B, classes), the mean over all steps
+{drawn}
 Needs torch, spikingjelly and safetensors.
 """
 
@@ -150,16 +186,18 @@ class Step({base}):
 
 
 class Network(nn.Module):
-    """All time steps from rest: images (B, C, H, W), the same at each step, or frames (T, B, C, H, W)."""
+    """All time steps from rest: {all_steps}."""
 
     def __init__(self, timesteps=TIMESTEPS):
         super().__init__()
         self.timesteps = timesteps
         self.step = Step()
 
-    def forward(self, images):
+    def forward(self, {argument}):
+        if {wrong}:
+            raise ValueError(f"the network takes {wanted}, found shape {{tuple({argument}.shape)}}")
         functional.reset_net(self)
-        logits = [self.step(images[t] if images.ndim == 5 else images) for t in range(self.timesteps)]
+        logits = [self.step({at_step}) for t in range(self.timesteps)]
         functional.reset_net(self)
         return torch.stack(logits).mean(0)
 

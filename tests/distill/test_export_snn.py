@@ -4,11 +4,12 @@ import json
 
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from test_hybrid_network import distiller_of, images_of
 from toy_networks import calibrated
 from toy_runs import TEACHER
 
-from distill import load_hybrid
+from distill import load_hybrid, save_hybrid
 from distill.export import snn as snn_format
 from distill.export.config import ExportConfig
 from distill.export.job import Job
@@ -89,6 +90,7 @@ def test_a_hybrid_comes_back_bit_for_bit_with_its_accuracy(tmp_path, of_a_run):
     hybrid.spec["extra"] = {"input_size": list(images.shape[1:])}
     run = tmp_path / "run"
     (run / "hybrids" / "layer1").mkdir(parents=True)
+    hybrid.timesteps = 4  # as in the run
     if of_a_run:
         (run / "summary.json").write_text(json.dumps(SUMMARY))
         (run / "config.yaml").write_text("train:\n  epochs: 3\n")
@@ -96,7 +98,35 @@ def test_a_hybrid_comes_back_bit_for_bit_with_its_accuracy(tmp_path, of_a_run):
     assert snn_format.export(given).passed
     assert torch.equal(load_hybrid(given.folder)(images), hybrid(images))
     text = (given.folder / CARD).read_text()
-    assert "up to `layer1`" in text and ("80.50 %" in text and "epochs: 3" in text) == of_a_run
+    assert "up to `layer1`" in text and "Saved with" not in text
+    assert ("80.50 %" in text and "epochs: 3" in text) == of_a_run
+    hybrid.timesteps = 1  # another T than that of the figures
+    (tmp_path / "other").mkdir()
+    given = job(hybrid, images, tmp_path / "other", str(run / "hybrids" / "layer1"))
+    assert snn_format.export(given).passed
+    text = (given.folder / CARD).read_text()
+    note = "Saved with 1 time steps; what follows was measured with 4."
+    assert (note in text and "of 4 time steps" in text) if of_a_run else "of 1 time steps" in text
+    assert of_a_run or "Saved with" not in text
     hybrid.spec["extra"] = {}
     with pytest.raises(ValueError, match=r"runs/x/hybrids/layer1 does not say how large its images are"):
         snn_format.export(Job(hybrid, images, tmp_path, ExportConfig(model="runs/x/hybrids/layer1", out="unused")))
+
+
+def test_the_card_that_a_hybrid_came_with_comes_along(tmp_path):
+    hybrid = distiller_of("resnet18").hybrid("layer1")
+    size = images_of().shape[1:]
+    save_hybrid(hybrid, tmp_path / "from_the_hub", size, {"input_size": list(size)})
+    (tmp_path / "from_the_hub" / CARD).write_text("---\nlicense: mit\n---\n# Mine\n\n98.76 % top-1\n")
+    loaded = load_hybrid(tmp_path / "from_the_hub")
+    given = job(loaded, images_of(torch.float64, 3), tmp_path, str(tmp_path / "from_the_hub"))
+    assert snn_format.export(given).passed
+    card = ModelCard.load(given.folder / CARD)
+    assert card.data.license == "mit" and card.text.strip() == "# Mine\n\n98.76 % top-1"
+    again = load_hybrid(given.folder)
+    again.timesteps = 5
+    (tmp_path / "other").mkdir()
+    given = job(again, images_of(torch.float64, 3), tmp_path / "other")
+    assert snn_format.export(given).passed
+    text = (given.folder / CARD).read_text()
+    assert "Saved with 5 time steps; what follows was measured with 2." in text and "98.76 % top-1" in text

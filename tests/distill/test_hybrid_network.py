@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -148,6 +149,13 @@ def test_a_teacher_that_was_changed_by_hand_is_not_saved(change, tmp_path):
     with pytest.raises(ValueError, match=r"changed by hand and could not be rebuilt from .*layer4\.0\.(act1|conv1)"):
         save_hybrid(distiller.hybrid("layer1"), tmp_path, (3, 32, 32))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_extra_of_other_types_than_jsons_is_refused_before_anything_is_written(tmp_path):
+    hybrid, size = distiller_of("resnet18").hybrid("layer1"), images_of().shape[1:]
+    with pytest.raises(ValueError, match=r"extra takes JSON types: .*float32"):
+        save_hybrid(hybrid, tmp_path / "new", size, {"mean": [np.float32(0.3)]})
+    assert not (tmp_path / "new").exists()
 
 
 def test_a_hybrid_in_training_mode_leaves_the_teacher_in_evaluation_mode():

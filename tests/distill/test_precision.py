@@ -6,8 +6,10 @@ And no TF32 where logits of different batches are compared.
 import pytest
 import torch
 from accelerate import Accelerator
+from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from toy_networks import Head, calibrated, spiking
 from toy_teachers import images_of, student_of, teacher_of
 
 import models
@@ -43,21 +45,32 @@ def test_the_widest_type_is_the_devices():
     assert found == {"cpu": torch.float64, "cuda": torch.float64, "mps": torch.float32}
 
 
-def counts():
+FIRES = models.NeuronConfig(leak=0.5, threshold=0.3)
+
+
+def upwards():
+    """Spikes into a transposed convolution."""
+    layers = nn.Conv2d(1, 8, 3), models.SpikingNeuron(FIRES), nn.ConvTranspose2d(8, 8, 3, stride=2), Head(8, 3)
+    return spiking(nn.Sequential(*layers), 3, in_chans=1)
+
+
+def counts(network):
     torch.manual_seed(3)
-    snn = models.create_snn("resnet18_cifar", num_classes=3, timesteps=3, in_chans=1, width=8)
+    own = network == "transposed"
+    snn = upwards() if own else models.create_snn(network, 3, timesteps=3, in_chans=1, width=8, neuron=FIRES)
     images = torch.rand(4, 1, 8, 8)
-    snn.train()(images)
-    return spiking_costs(Accelerator(cpu=True), [(images, torch.zeros(4, dtype=torch.long))], snn.eval())
+    return spiking_costs(Accelerator(cpu=True), [(images, torch.zeros(4, dtype=torch.long))], calibrated(snn, images))
 
 
-def test_spikes_are_counted_without_float64(request):
-    wide = counts()
+@pytest.mark.parametrize("network", ["resnet18_cifar", "transposed"])
+def test_spikes_are_counted_without_float64(network, request):
+    wide = counts(network)
+    assert wide.whole.layers[1].acs > 0  # of the first layer behind a neuron
     with NoFloat64(), pytest.raises(TypeError, match="no float64"):
-        counts()
+        counts(network)
     request.getfixturevalue("on_mps")
     with NoFloat64():
-        assert counts() == wide  # whole numbers below 2^24
+        assert counts(network) == wide  # whole numbers below 2^24
 
 
 def explained():

@@ -3,6 +3,9 @@
 import copy
 import json
 import pickle
+import re
+import shutil
+from unittest.mock import Mock
 
 import huggingface_hub
 import pytest
@@ -10,6 +13,7 @@ import torch
 import yaml
 from huggingface_hub import ModelCard, ModelHubMixin
 from huggingface_hub.errors import LocalEntryNotFoundError
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 from toy_networks import Residual, spiking
@@ -103,12 +107,40 @@ def test_a_card_of_another_number_of_time_steps_says_so(tmp_path):
     assert "Saved with 5 time steps; what follows was measured with 3." in text and "# Spiking twin" in text
 
 
+def test_the_card_of_a_second_change_names_the_time_steps_of_the_figures(tmp_path):
+    twin().save_pretrained(tmp_path / "3")
+    first = ModelCard.load(tmp_path / "3" / "README.md")
+    for before, steps in ((3, 5), (5, 7), (7, 7), (7, 3)):
+        snn = load_snn(tmp_path / str(before))
+        snn.timesteps = steps
+        shutil.rmtree(tmp_path / str(steps), ignore_errors=True)
+        snn.save_pretrained(tmp_path / str(steps))
+        card = ModelCard.load(tmp_path / str(steps) / "README.md")
+        notes = re.findall("Saved with .* measured with .*", card.text)
+        assert notes == ([] if steps == 3 else [f"Saved with {steps} time steps; what follows was measured with 3."])
+        assert card.text.endswith(first.text.lstrip()) and card.data.tags == first.data.tags
+
+
 def test_a_twin_that_could_not_be_rebuilt_is_not_saved(tmp_path):
     snn = twin()
     snn.fc = nn.Linear(8, 5)
     with pytest.raises(ValueError, match="changed by hand"):
         snn.save_pretrained(tmp_path / "there")
-    assert list((tmp_path / "there").iterdir()) == []
+    assert not (tmp_path / "there").exists()
+
+
+@pytest.mark.parametrize("reason", ["changed by hand", "no space left"])
+def test_a_network_that_is_not_saved_leaves_the_one_that_lies_there(reason, tmp_path, monkeypatch):
+    twin().save_pretrained(tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    snn = load_snn(tmp_path)
+    if reason == "changed by hand":
+        snn.fc = nn.Linear(8, 5)
+    else:
+        monkeypatch.setattr("models.io.save_file", Mock(side_effect=SafetensorError("no space left")))
+    with pytest.raises((ValueError, OSError), match=reason):
+        snn.save_pretrained(tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 # -- the mixin ----------------------------------------------------------------------------------------
@@ -226,6 +258,17 @@ def test_push_to_hub_uploads_the_folder(monkeypatch, tmp_path):
     ]
     assert {path.name for path in tmp_path.iterdir()} == {"model.safetensors", "config.json", "README.md"}
     assert torch.equal(load_snn(tmp_path)(images), snn(images))
+    calls.clear()
+    snn.save_pretrained(tmp_path / "mine", push_to_hub=True, token="secret")
+    assert calls[1:] == [
+        ("create_repo", "mine", None, True),
+        ("upload_folder", "mine", "Push model using huggingface_hub.", None),
+    ]
+    calls.clear()
+    snn.fc = nn.Linear(8, 5)
+    with pytest.raises(ValueError, match="changed by hand"):
+        snn.push_to_hub("me/mine")
+    assert calls == []  # no repository is made for it
 
 
 def test_the_cards_head_is_yaml():

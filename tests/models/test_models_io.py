@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -215,6 +216,20 @@ def test_arguments_that_no_file_holds_are_refused_before_anything_is_written(tmp
     with pytest.raises(ValueError, match="cannot be written to a file"):
         save_snn(snn, tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_extra_of_other_types_than_jsons_is_refused_before_anything_is_written(tmp_path):
+    snn = small_twin()
+    with pytest.raises(ValueError, match=r"extra takes JSON types: .*float32"):
+        save_snn(snn, tmp_path / "new", {"mean": [np.float32(0.3)]})
+    assert not (tmp_path / "new").exists()
+    save_snn(snn, tmp_path / "there", {"mean": [0.3]})
+    before = {path.name: path.read_bytes() for path in (tmp_path / "there").iterdir()}
+    with torch.no_grad():
+        snn.fc.bias.add_(1)
+    with pytest.raises(ValueError, match="extra takes JSON types"):
+        save_snn(snn, tmp_path / "there", {"mean": [np.float32(0.3)]})
+    assert {path.name: path.read_bytes() for path in (tmp_path / "there").iterdir()} == before
 
 
 @pytest.mark.parametrize("change", ["timm's stride", "max pool", "one neuron"])

@@ -7,6 +7,7 @@ import copy
 import torch
 import torch.nn.functional as F
 from timm.layers import BatchNormAct2d, DropPath
+from timm.layers.pool2d_same import MaxPool2dSame
 from torch import nn
 
 from models import NeuronConfig, SpikingNeuron
@@ -213,7 +214,7 @@ class Sums(nn.Module):
 
 
 class Poolings(nn.Sequential):
-    """Max pooling of spikes with padding and overlap, of normalised currents, adaptive; average pooling kinds."""
+    """Max pooling of spikes with padding (of -inf, too) and overlap, of normalised currents, adaptive; averages."""
 
     def __init__(self, neuron: NeuronConfig) -> None:
         super().__init__(
@@ -221,6 +222,7 @@ class Poolings(nn.Sequential):
             nn.MaxPool2d(3, 1, 1),
             SpikingNeuron(neuron),
             nn.MaxPool2d(3, 2, 1, ceil_mode=True),
+            MaxPool2dSame(2, 1),
             conv_bn(6, 6),
             nn.MaxPool2d(2, 1),
             SpikingNeuron(neuron),

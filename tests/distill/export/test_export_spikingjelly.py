@@ -8,7 +8,7 @@ import torch
 from export_toys import images, job, small
 from safetensors.torch import save_file
 
-from distill.export import FORMATS
+from distill.export import FORMATS, spikingjelly_code
 from models import NeuronConfig, create_snn
 
 PROGRAM = """
@@ -38,6 +38,8 @@ def test_the_code_runs_where_this_project_is_not(tmp_path):
     assert check.figures["spikingjelly"]["equal_predictions"] == 1.0
     frames = images(9).reshape(3, 3, 1, 8, 8).double()
     save_file({"images": images(4).double(), "frames": frames}, tmp_path / "images.safetensors")
+    with pytest.raises(ValueError, match=r"takes images .* or 3 frames, .*, found shape \(9, 1, 1, 8, 8\)"):
+        spikingjelly_code.load(tmp_path)(images(9)[:, None].double())
     command = [sys.executable, "-c", PROGRAM]
     done = subprocess.run(command, cwd=tmp_path, env={"PYTHONPATH": str(tmp_path)}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
