@@ -231,6 +231,18 @@ def test_a_second_recipe_goes_on_top_of_the_first(tmp_path):
     assert (config.train.epochs, config.train.lr) == (3, 0.25)
 
 
+def test_a_recipe_that_nobody_named_is_named_where_it_is_used_for_other_data(tmp_path, capsys):
+    default = tmp_path / "digits.yaml"
+    default.write_text("data: {name: digits}\n")
+    parse(["--data.name", "digits"], default_recipe=default)
+    parse(["--data.name", "synthetic", "--config", str(default)], default_recipe=default)
+    assert capsys.readouterr().err == ""
+    parse(["--data.name", "synthetic"], default_recipe=default)
+    assert (
+        "no --config: what is not said is taken from digits.yaml, made for data.name digits" in capsys.readouterr().err
+    )
+
+
 def test_the_default_recipe_serves_where_none_is_named(tmp_path):
     default = recipe(tmp_path, "train: {epochs: 3}\n", "default.yaml")
     named = recipe(tmp_path, "train: {lr: 0.5}\n", "named.yaml")

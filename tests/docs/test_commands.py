@@ -28,6 +28,7 @@ from pages import PAGES, README, ROOT, Block, blocks, examples
 
 from benchmarks.study import __main__ as study
 from benchmarks.study import timing
+from benchmarks.study.conversion import ConversionConfig
 from distill import cli
 from distill.config import DistillConfig, SnnTrainingConfig
 
@@ -149,9 +150,12 @@ def check_launcher(words: list[str], rest: list[str]) -> None:
 
 
 def check_study(module: str, options: list[str], monkeypatch) -> None:
-    """python -m benchmarks.study, or its timing: options and rows are read, and nothing is run."""
+    """python -m benchmarks.study, its timing or conversion: options and rows are read, and nothing is run."""
     if module == "benchmarks.study.timing":
         timing.parser().parse_args(options)
+        return
+    if module == "benchmarks.study.conversion":
+        cli.parse(ConversionConfig, options)
         return
     assert module == "benchmarks.study", module
 
@@ -287,7 +291,11 @@ def test_examples_in_the_files_of_configs_have_options_that_exist(scratch, monke
 
 
 def test_several_processes_take_steps_of_the_size_that_a_recipe_means():
-    meant = {"configs/cifar10_resnet18.yaml": 128, "configs/snn_imagenet.yaml": 512}
+    meant = {
+        "configs/cifar10_resnet18.yaml": 128,
+        "configs/imagenet_resnet34.yaml": 256,
+        "configs/snn_imagenet.yaml": 512,
+    }
     found = []
     for command in [words for block in blocks(ROOT / "docs/how-to/multi_gpu.md") for words in commands(block)]:
         (program, *words), script, options = script_of(command)
@@ -296,11 +304,12 @@ def test_several_processes_take_steps_of_the_size_that_a_recipe_means():
         launcher = launch_command_parser().parse_args([*words[1:], f"scripts/{script}"])
         processes = launcher.num_processes or load_config_from_file(launcher.config_file).num_processes
         config = cli.parse(DistillConfig if script == "distill.py" else SnnTrainingConfig, options).config
-        trainings = [getattr(config, name, config.train) for name in ("train", "teacher_train")]
+        trained_here = isinstance(config, DistillConfig) and not config.teacher.pretrained
+        trainings = [config.train, *([config.teacher_train] if trained_here else [])]
         images = meant[options[options.index("--config") + 1]]
-        assert [train.batch_size * train.accumulate * processes for train in trainings] == [images] * 2, command
+        assert {train.batch_size * train.accumulate * processes for train in trainings} == {images}, command
         found.append(processes)
-    assert found == [8, 4, 1, 16]
+    assert found == [8, 8, 4, 1, 16]
 
 
 def test_the_first_two_blocks_of_the_readme_are_its_two_commands():
