@@ -162,6 +162,17 @@ ABLATIONS: dict[str, Ablation] = {
         note=f"The setting with which the study began: {_FIRST_SAID}. The last is a loss without labels.",
         scales=("short",),
     ),
+    "kd_mixing": Ablation(
+        title="Mixed images in logit distillation",
+        default="none",
+        changes={
+            "mixup": {"train.mixup": "1.0"},
+            "cutmix": {"train.cutmix": "1.0"},
+        },
+        base="kd",
+        note="Beyer et al., CVPR 2022: a teacher that sees the mixed images, too, says more than it does of its own "
+        "training images, which it knows.",
+    ),
     "kd_algorithm": Ablation(
         title="Gradient of logit distillation",
         default="rate_m",
