@@ -30,6 +30,7 @@ FIGURES = {  # on both pages: file, and where in it the figure is, unrounded
 }
 
 STUDY = "study/short_no.md"
+MEDIUM = "study/medium_no.md"
 FIRST = "study/short_no_ablations.md"
 TRIALS = "2026-11-26_starting_small.md"
 FIDELITY = "2026-11-25_gradient_fidelity.md"
@@ -50,6 +51,8 @@ ADVICE = {  # in docs/results.md
     "and 0.338 of its memory": ("study/timing_no.md", r"takes (\S+) of BPTT's memory"),
     "[1.62, 1.41": ("study/timing_no.md", r"^\| joint (?:\| [^|]+){2}\| (\S+) \["),
     "83.95 %": (STUDY, top1("kd")),
+    "ends at [84.13 %": (MEDIUM, top1("kd")),
+    "with it on 90.08 %": (MEDIUM, r"`kd` (?:\| [^|]+){8}\| ([\d.]+) \|"),
     "hybrids at 84.00 %": (STUDY, top1("joint")),
     "and 84.10 % (`stochastic`": (STUDY, top1("stochastic")),
     "within 0.15 points": (STUDY, r"stochastic [\d.]+, kd [\d.]+: \+([\d.]+)"),
