@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 from toy_runs import distil, equal, timeless, tiny, weights_of
 
-from distill import checkpoints, distillation, hybrid_network, loop, results, runs
+from distill import checkpoints, hybrid_network, hybrid_training, loop, results, runs
 
 
 class Ticks:
@@ -59,7 +59,7 @@ def watch(ticks: Ticks) -> None:
     ticks.around(shutil, "rmtree")
     ticks.around(runs.RunFolder, "append_metrics")
     ticks.around(runs, "replace_text")
-    ticks.around(distillation, "save_hybrid")
+    ticks.around(hybrid_training, "save_hybrid")
     ticks.around(hybrid_network, "save_tensors")
     ticks.around(results, "save_snn")
 

@@ -86,7 +86,7 @@ def test_no_images_are_an_error():
 
 @pytest.mark.parametrize("schedule", ["joint", pytest.param("progressive", marks=pytest.mark.slow)])
 def test_a_run_starts_its_adapters_there_and_goes_on_without(tmp_path, schedule, monkeypatch):
-    from distill import distillation
+    from distill import hybrid_training
 
     calls = []
 
@@ -94,7 +94,7 @@ def test_a_run_starts_its_adapters_there_and_goes_on_without(tmp_path, schedule,
         calls.append((tuple(names), sum(map(len, batches := list(batches)))))
         return start_adapters(distiller, names, batches)
 
-    monkeypatch.setattr(distillation, "start_adapters", start)
+    monkeypatch.setattr(hybrid_training, "start_adapters", start)
     parts = dict(init=InitConfig(adapters="regression", calibration_images=32), schedule=dict(name=schedule))
     config = tiny(tmp_path / "r", **parts, train=dict(epochs=4, batch_size=32), eval_timesteps=[])
     summary = distil(config)

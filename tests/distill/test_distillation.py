@@ -274,10 +274,10 @@ def test_a_second_run_takes_another_folder(finished, tmp_path):
 
 
 def test_the_seed_fixes_the_order_of_the_images_too(tmp_path, monkeypatch):
-    from distill import distillation, teacher_training
+    from distill import hybrid_training, teacher_training
 
     seeds = []
-    for module in (distillation, teacher_training):
+    for module in (hybrid_training, teacher_training):
         make = module.train_loader
         patched = lambda *args, make=make, **kwargs: (seeds.append(kwargs["seed"]), make(*args, **kwargs))[1]  # noqa: E731
         monkeypatch.setattr(module, "train_loader", patched)
