@@ -1,6 +1,7 @@
 """Loader processes that are killed in the middle of a run, or are there when it fails: in both cases it ends."""
 
 import atexit
+import gc
 import importlib
 import multiprocessing.util
 import os
@@ -74,7 +75,9 @@ def test_a_run_that_fails_ends_though_its_traceback_holds_loader_processes(tmp_p
         raise RuntimeError("CUDA out of memory, as it were")
 
     said = tmp_path / "said.txt"
+    gc.collect()  # loaders of other tests, which the child could not end: they are no children of its own
     if (child := os.fork()) == 0:  # Python's end of a program, without the seconds in which one imports torch
+        gc.disable()
         try:
             sys.stderr = said.open("w", buffering=1)
             sys.unraisablehook = sys.__unraisablehook__  # no more pytest's
