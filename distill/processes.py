@@ -107,6 +107,17 @@ def _gloo_group() -> Any:
     return _groups[world]
 
 
+def cpus_of_a_process(processes: int = 1) -> int:
+    """How many CPUs each process of this machine has: those that this one may use, shared by the launcher's.
+
+    Args:
+        processes: how many share them where the launcher does not say.
+    """
+    # as torch counts them before it warns of too many workers; Linux only
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cpus // int(os.environ.get("LOCAL_WORLD_SIZE", processes)))
+
+
 def first_to_fail() -> bool:
     """Whether no process of this run has called this before: each calls it once, with an error that ends it.
 

@@ -22,7 +22,7 @@ from accelerate.utils import (
 
 from distill.config_changes import flatten
 from distill.opening import open_run, stages_begun
-from distill.processes import PATIENCE
+from distill.processes import PATIENCE, cpus_of_a_process
 from distill.runs import RunFolder, saving_of
 from distill.tracking import start_trackers
 from distill.train_config import RunConfig
@@ -125,6 +125,4 @@ def _set_threads(accelerator: Accelerator, threads: int | None) -> None:
     """All cores for a run on the CPU: `accelerate launch` allows one where nobody told it otherwise."""
     if accelerator.device.type != "cpu":
         return
-    local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", accelerator.num_processes))
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    torch.set_num_threads(threads or max(1, cores // local_processes))
+    torch.set_num_threads(threads or cpus_of_a_process(accelerator.num_processes))

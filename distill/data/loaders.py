@@ -10,7 +10,6 @@ loader no longer reaches the sampler with several processes, and starts other wo
 
 import atexit
 import multiprocessing
-import os
 import re
 import signal
 from collections.abc import Iterator
@@ -25,6 +24,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler, Subset
 
 from distill.data.image_set import ImageSet
 from distill.data.seeds import check_seed
+from distill.processes import cpus_of_a_process
 
 MOST_WORKERS = 8
 
@@ -176,8 +176,7 @@ def _loader(
     only: list[int] | None = None,
 ) -> DataLoader[tuple[Tensor, Tensor]]:
     if workers is None:
-        sharing = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # this machine's CPUs: a launcher's processes
-        workers = 0 if dataset.in_memory else min(MOST_WORKERS, max(1, _cpus() // sharing))
+        workers = 0 if dataset.in_memory else min(MOST_WORKERS, cpus_of_a_process())
     if workers < 0:
         raise ValueError(f"workers is {workers}; allowed: integers from 0 up")
     images = dataset if only is None else Subset(dataset, only)
@@ -224,11 +223,6 @@ def _ignores_sigterm(pid: int | None) -> bool:
         return False
     found = re.search(r"^SigIgn:\s*([0-9a-f]+)", status, re.MULTILINE)
     return found is not None and bool(int(found[1], 16) >> (signal.SIGTERM - 1) & 1)
-
-
-def _cpus() -> int:
-    # The CPUs that this process may use, as torch counts them before it warns of too many workers; Linux only.
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _check_batch_size(batch_size: int) -> None:

@@ -192,11 +192,11 @@ def test_training_drops_the_incomplete_batch():
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")  # more than this machine has CPUs
 def test_without_a_number_images_in_memory_have_no_workers_and_others_one_a_cpu_up_to_eight(monkeypatch):
-    monkeypatch.setattr("distill.data.loaders._cpus", lambda: 3)
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: range(3), raising=False)
     monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
     assert train_loader(image_set(), 4, seed=0, workers=None).num_workers == 0
     assert train_loader(image_set(in_memory=False), 4, seed=0, workers=None).num_workers == 3
-    monkeypatch.setattr("distill.data.loaders._cpus", lambda: 64)
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: range(64), raising=False)
     assert eval_loader(image_set(in_memory=False), 4, workers=None).num_workers == 8
     for processes, expected in (("16", 4), ("100", 1)):  # of a launcher, on this machine
         monkeypatch.setenv("LOCAL_WORLD_SIZE", processes)
