@@ -107,8 +107,9 @@ def parse(
     if positional is not None:
         parser.add_argument(positional, nargs="+", type=str, metavar=positional.upper(), help="One or more.")
     parser.add_class_arguments(config_class, as_group=False, skip=set() if positional is None else {positional})
-    by_default = not any(a.split("=")[0] in ("--config", "-h", "--help") for a in argv)
-    if default_recipe is not None and by_default:
+    if any(a.split("=")[0] in ("--config", "-h", "--help") for a in argv):
+        default_recipe = None
+    if default_recipe is not None:
         argv = ["--config", str(default_recipe), *argv]
     namespace = parser.parse_args(with_nulls(with_lists(argv, config_class), config_class))
     try:
@@ -118,7 +119,7 @@ def parse(
     plain = yaml.safe_load(parser.dump(namespace, skip_unset=False))
     for name in ("resume", "config", "allow_changed"):
         plain.pop(name, None)
-    if default_recipe is not None and by_default:
+    if default_recipe is not None:
         _name_recipe(parser.prog, default_recipe, plain)
     text = yaml.safe_dump(plain, sort_keys=False)
     return Command(config, resumable and namespace.resume, text, namespace.allow_changed if resumable else [])
@@ -126,10 +127,10 @@ def parse(
 
 def _name_recipe(prog: str, recipe: Path, said: dict[str, Any]) -> None:
     """Warns of a recipe that nobody has named, where it is used for other data than its own."""
-    of_recipe = yaml.safe_load(Path(recipe).read_text()).get("data", {}).get("name")
+    of_recipe = yaml.safe_load(recipe.read_text()).get("data", {}).get("name")
     if of_recipe not in (None, said["data"]["name"]) and os.environ.get("RANK", "0") == "0":
         print(
-            f"{prog}: warning: no --config: what is not said is taken from {Path(recipe).name}, made for data.name "
+            f"{prog}: warning: no --config: what is not said is taken from {recipe.name}, made for data.name "
             f"{of_recipe}, the size of the images and the training, too",
             file=sys.stderr,
         )

@@ -84,7 +84,7 @@ def run(config: ExportConfig) -> dict[str, Any]:
 
 
 def _check_folder(out: Path, config: ExportConfig) -> None:
-    if Path(config.model).resolve().is_relative_to(out.resolve()):
+    if Path(config.model).resolve().is_relative_to(out):
         raise ValueError(f"out must be another folder than the model's, found {out}, where {config.model} lies")
     if out.is_mount():
         raise ValueError(f"out must be a folder that can be replaced, found the mount point {out}: {_INSIDE}")

@@ -7,6 +7,7 @@ import itertools
 import json
 import sys
 import textwrap
+from pathlib import Path
 
 import pytest
 import yaml
@@ -244,7 +245,7 @@ def test_a_recipe_that_nobody_named_is_named_where_it_is_used_for_other_data(tmp
 
 
 def test_the_default_recipe_serves_where_none_is_named(tmp_path):
-    default = recipe(tmp_path, "train: {epochs: 3}\n", "default.yaml")
+    default = Path(recipe(tmp_path, "train: {epochs: 3}\n", "default.yaml"))
     named = recipe(tmp_path, "train: {lr: 0.5}\n", "named.yaml")
     assert parse([], default_recipe=default)[0].train.epochs == 3
     assert parse(["--train.lr=0.5"], default_recipe=default)[0].train.epochs == 3
