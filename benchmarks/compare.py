@@ -33,14 +33,16 @@ def compare(options: argparse.Namespace, root: Path) -> str:
         where the table is and how many rows failed, for people.
 
     Raises:
-        ValueError: for an unknown group or precision, naming the known ones.
+        ValueError: for an unknown group, precision, algorithm or format, naming the known ones.
     """
-    groups = _chosen("--only", options.only, plan.GROUPS) if options.only else list(plan.GROUPS)
+    groups = _listed("--only", options.only, plan.GROUPS)
     options.precisions = (
         _chosen("--precisions", options.precisions, plan.PRECISIONS)
         if options.precisions
         else plan.default_precisions(options.device)
     )
+    options.algorithms = _listed("--algorithms", options.algorithms, plan.ALGORITHMS)
+    options.formats = _listed("--formats", options.formats, plan.FORMATS)
     if options.repeats < 1:
         raise ValueError(f"--repeats must be at least 1, found {options.repeats}")
     today = datetime.date.today().isoformat()
@@ -112,6 +114,11 @@ def _last_error(stderr: str) -> str:
     lines = [line.strip() for line in stderr.splitlines() if line.strip()]
     errors = [line for line in lines if _ERROR_LINE.match(line)]
     return (errors or lines or ["no message"])[-1].removeprefix("training_step.py: error: ")
+
+
+def _listed(option: str, text: str | None, allowed: tuple[str, ...]) -> list[str]:
+    """Those that an option names; without it all."""
+    return _chosen(option, text, allowed) if text else list(allowed)
 
 
 def _chosen(option: str, text: str, allowed: tuple[str, ...]) -> list[str]:

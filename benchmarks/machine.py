@@ -30,6 +30,16 @@ def has_native_bfloat16() -> bool:
     return found["amx_bf16"] or found["avx512_bf16"]
 
 
+def gpu() -> str | None:
+    """The first graphics processor's name as NVIDIA's driver says it; None without one."""
+    words = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+    try:
+        found = subprocess.run(words, capture_output=True, text=True)
+    except FileNotFoundError:
+        return None
+    return (found.stdout.strip().splitlines() or [None])[0] if found.returncode == 0 else None
+
+
 def commit(root: Path) -> str:
     """The checked-out commit, with a mark where code that is measured differs from it; "no commit" without git."""
 

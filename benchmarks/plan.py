@@ -75,18 +75,19 @@ def rows(group: str, options: argparse.Namespace, records: Sequence[dict[str, An
 
     Args:
         group: "speed", "headline", "memory" or "growth".
-        options: the command line of training_step.py, its `precisions` a list.
+        options: the command line of training_step.py, its `precisions`, `algorithms` and `formats` lists.
         records: what was measured so far.
     """
     shape = {"timesteps": options.timesteps, "batch": options.batch}
     ours, theirs = options.precisions, peer_precisions(options)
     if group == "speed":
-        own = [Row(group=group, algorithm=a, precision=p, **shape) for p in ours for a in ALGORITHMS]
+        own = [Row(group=group, algorithm=a, precision=p, **shape) for p in ours for a in options.algorithms]
         return own + [
             Row(group=group, peer=peer, algorithm=a, precision=p, memory_format=f, **shape)
             for peer, a in PEERS
+            if a in options.algorithms
             for p in theirs
-            for f in FORMATS
+            for f in options.formats
         ]
     if group == "headline":
         precision, fmt = fastest(records, "authors", "rate_m", theirs)

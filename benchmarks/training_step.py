@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def parser() -> argparse.ArgumentParser:
     # imports nothing of PyTorch: --compare must stay small, for a child's peak memory starts at that of its parent
-    from benchmarks.plan import GROUPS, PRECISIONS
+    from benchmarks.plan import ALGORITHMS, FORMATS, GROUPS, PRECISIONS
 
     made = argparse.ArgumentParser(
         prog="training_step.py",
@@ -49,6 +49,8 @@ def parser() -> argparse.ArgumentParser:
     add = group.add_argument
     add("--compare", action="store_true", help="measure all rules and peers and write a table")
     add("--precisions", help="of our rows, with commas (default: fp32, and bf16 where the processor or GPU has it)")
+    add("--algorithms", help=f"of the rows of speed, with commas, of {','.join(ALGORITHMS)} (default: all)")
+    add("--formats", help=f"of the peers' rows of speed, with commas, of {','.join(FORMATS)} (default: both)")
     add("--only", help=f"groups of rows, with commas, of {','.join(GROUPS)} (default: all)")
     add("--repeats", type=int, default=3, help="alternations of the headline rows")
     add("--fresh", action="store_true", help="measure again what the .jsonl file holds")

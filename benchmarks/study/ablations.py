@@ -70,6 +70,8 @@ _STEPS = {
 """What was changed since, in turn; a loss without labels is what is left to the default."""
 _FRESH = {"student.init": "scratch", "train.freeze_norms": "false", "train.lr": "0.03"}
 
+_OF_THE_BATCH = {"train.freeze_norms": "false"}
+
 ABLATIONS: dict[str, Ablation] = {
     "loss": Ablation(
         title="Parts of the loss",
@@ -142,6 +144,21 @@ ABLATIONS: dict[str, Ablation] = {
         changes=_each("train.lr", "0.001", "0.003", "0.005"),
         base="kd",
         note="Losses of hybrids add to the gradient of the layers before their taps: without them a larger one may do.",
+    ),
+    "kd_steps": Ablation(
+        title="Larger steps in logit distillation, on all images",
+        default="0.004, the calibrated statistics",
+        changes={
+            "0.02": {"train.lr": "0.02"},
+            "0.02, of the batch": {"train.lr": "0.02", **_OF_THE_BATCH},
+            "0.05, of the batch": {"train.lr": "0.05", **_OF_THE_BATCH},
+            "0.2, of the batch": {"train.lr": "0.2", **_OF_THE_BATCH},
+            "0.05, of the batch, bptt": {"train.lr": "0.05", **_OF_THE_BATCH, "student.algorithm": "bptt"},
+            "0.05, of the batch, cutmix": {"train.lr": "0.05", **_OF_THE_BATCH, "train.cutmix": "1.0"},
+        },
+        base="kd",
+        note="Learning rate, and whether batch norms take the calibrated statistics or those of the batch.",
+        scales=("brief",),
     ),
     "remedies": Ablation(
         title="One remedy after another",

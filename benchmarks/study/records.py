@@ -20,7 +20,7 @@ from benchmarks.study.running import is_done, read_record
 
 Record = dict[str, Any]
 """row, seed, scale, precision: which run it was.
-ended, commit, cpu, threads, versions: when, of what code, and on what.
+ended, commit, cpu, gpu, threads, versions: when, of what code, and on what.
 settings: those of `SETTINGS`.
 timesteps, top1, top1_by_timesteps, hybrid_top1, teacher_top1: in percent; None or empty where a row has none.
 agreement: with the teacher's classes, in percent; runs of before it was kept lack it.
@@ -42,7 +42,7 @@ def file_of(results: Path, scale: str, precision: str) -> Path:
 
 
 def collect(runs: Path, scale: str, results: Path) -> None:
-    """Adds the finished runs of a scale to the files; of two of the same row, seed and processor the newer counts."""
+    """Adds the finished runs of a scale to the files; of two of the same row, seed and machine the newer counts."""
     folders = [f for f in sorted((runs / scale).glob("*/seed*")) if re.fullmatch(r"seed\d+", f.name) and is_done(f)]
     for folder in folders:
         if folder.parent.name not in ALL_ROWS:
@@ -62,12 +62,12 @@ def read(file: Path) -> list[Record]:
 
 
 def newest(records: Iterable[Record]) -> list[Record]:
-    """Of each row, seed and processor the record that ended last, in the order of the rows."""
+    """Of each row, seed and machine the record that ended last, in the order of the rows."""
     kept: dict[tuple, Record] = {}
     for record in sorted(records, key=lambda r: r["ended"]):
-        kept[record["row"], record["seed"], record["cpu"]] = record
+        kept[record["row"], record["seed"], record.get("gpu") or "", record["cpu"]] = record
     order = list(ALL_ROWS)
-    known = {name: order.index(name) if name in order else len(order) for name, _, _ in kept}
+    known = {name: order.index(name) if name in order else len(order) for name, *_ in kept}
     return [kept[key] for key in sorted(kept, key=lambda key: (known[key[0]], *key))]
 
 
@@ -85,6 +85,7 @@ def record_of(folder: Path) -> Record:
         "ended": ended.isoformat(timespec="seconds"),
         **_cost(run),
         **{name: run[name] for name in ("cpu", "threads")},
+        "gpu": run.get("gpu"),  # runs of before GPUs were looked for lack it
         "settings": _settings(folder),
         "versions": summary["versions"],
         "timesteps": summary.get("timesteps"),

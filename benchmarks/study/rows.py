@@ -32,6 +32,14 @@ SCALES = {
         what="6 epochs of the 50,000 images, evaluated on all 10,000 test images",
         arguments={"train.epochs": "6", "train.lr": "0.002", "train.warmup_steps": "100"},
     ),
+    "long": Scale(
+        what="30 epochs of the 50,000 images, evaluated on all 10,000 test images; for a GPU",
+        arguments={"train.epochs": "30", "train.lr": "0.004", "train.warmup_steps": "200"},
+    ),
+    "brief": Scale(
+        what="4 epochs of the 50,000 images, evaluated on all 10,000 test images; for a GPU, to choose what `long` has",
+        arguments={"train.epochs": "4", "train.lr": "0.004", "train.warmup_steps": "100"},
+    ),
     "medium": Scale(
         what="2 epochs of the 50,000 images in batches of 32, evaluated on all 10,000 test images",
         arguments={"train.epochs": "2", "train.batch_size": "32", "train.lr": "0.001", "train.warmup_steps": "50"},
@@ -84,7 +92,10 @@ class Row:
 
 NEURON = {"student.neuron.leak": "0.5", "student.neuron.detach_reset": "false"}
 """Of all students that train, or are calibrated."""
-FRESH = {"full": {"train.lr": "0.1"}, "medium": {"train.lr": "0.03"}, "short": {"train.lr": "0.03"}}
+FRESH = {
+    **{scale: {"train.lr": "0.1"} for scale in ("full", "long", "brief")},
+    **{scale: {"train.lr": "0.03"} for scale in ("medium", "short")},
+}
 """Weights that are drawn anew take steps, at each scale, that would ruin calibrated ones."""
 CALIBRATED = {**NEURON, "student.init": "calibrated"}
 TAUGHT = {**CALIBRATED, "train.freeze_norms": "true"}

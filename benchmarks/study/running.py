@@ -171,6 +171,7 @@ class _Process:
             "precision": place.precision,
             "threads": place.threads or len(os.sched_getaffinity(0)),
             "cpu": machine.cpu()["cpu"],
+            "gpu": machine.gpu(),
             "command": words,
             "processes": earlier.get("processes", []),
         }

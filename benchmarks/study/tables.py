@@ -76,6 +76,8 @@ def ablations(records: Sequence[Record], command: str) -> str:
 
 
 def machine_of(record: Record) -> str:
+    if gpu := record.get("gpu"):
+        return f"{gpu}, {record['cpu']}"
     threads = record["threads"]
     return f"{record['cpu']}, {threads} thread{'s' * (threads > 1)}"
 

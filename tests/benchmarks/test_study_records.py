@@ -2,6 +2,7 @@
 
 import json
 
+import pytest
 from toy_study import TAUGHT, leave
 
 from benchmarks import machine
@@ -55,6 +56,19 @@ def test_without_git_there_is_no_commit(monkeypatch):
     assert machine.commit(running.REPOSITORY) == "no commit"
 
 
+@pytest.mark.parametrize(
+    ("script", "name"), [("echo NVIDIA H200; echo NVIDIA H100", "NVIDIA H200"), ("exit 9", None), ("true", None)]
+)
+def test_the_graphics_processor_is_the_drivers_first(script, name, tmp_path, monkeypatch):
+    program = tmp_path / "nvidia-smi"
+    program.write_text(f"#!/bin/sh\n{script}\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert machine.gpu() == name
+    program.unlink()
+    assert machine.gpu() is None
+
+
 def test_collected_runs_add_up_and_the_newest_counts(tmp_path, capsys):
     first, second, results = tmp_path / "first", tmp_path / "second", tmp_path / "results"
     leave(first, "kd", seed=0, top1=60.0)
@@ -78,6 +92,8 @@ def test_collected_runs_add_up_and_the_newest_counts(tmp_path, capsys):
         ("kd", 1, "a processor", 62.0),
     ]
     assert str(tmp_path) not in file.read_text()
+    on_gpu = records.record_of(newer) | {"gpu": "a GPU"}
+    assert records.newest([*records.read(file), on_gpu]) == [*records.read(file)[:3], on_gpu, records.read(file)[3]]
     old = json.loads(json.dumps(records.record_of(newer)))
     old["ended"], old["top1"] = "2020-01-01T00:00:00+00:00", 1.0
     assert records.newest([*records.read(file), old]) == records.read(file)

@@ -214,7 +214,14 @@ def options(tmp_path, **changed):
     made = {
         **{"network": "resnet18_cifar", "timesteps": 4, "batch": 32, "width": None, "image_size": 32, "warmup": 3},
         **{"steps": 10, "threads": 1, "device": "cpu", "seed": 0, "compiled": True, "precisions": "fp32", "repeats": 2},
-        **{"only": "headline", "fresh": False, "timeout": 60.0, "out": tmp_path / "out" / "table.md"},
+        **{
+            "algorithms": None,
+            "formats": None,
+            "only": "headline",
+            "fresh": False,
+            "timeout": 60.0,
+            "out": tmp_path / "out" / "table.md",
+        },
         **{"authors_path": tmp_path / "theirs", "sj14_path": None},
     }
     return argparse.Namespace(**made | changed)
@@ -244,7 +251,10 @@ def test_a_row_that_exists_is_not_measured_again_and_a_failed_one_is(tmp_path, m
 
 
 def test_the_plan_takes_the_peers_faster_setting(tmp_path):
-    chosen = options(tmp_path, precisions=["fp32"])
+    chosen = options(tmp_path, precisions=["fp32"], algorithms=["bptt", "rate_m"], formats=["contiguous"])
+    speed = [(row.peer, row.algorithm, row.memory_format) for row in plan.rows("speed", chosen, [])]
+    ours = [(None, "bptt", "channels_last"), (None, "rate_m", "channels_last")]
+    assert speed == ours + [(peer, rule, "contiguous") for peer, rule in plan.PEERS]
     fast = result("authors", "rate_m", 20.0, fmt="channels_last")
     records = [record("speed", result("authors", "rate_m", 16.0)), record("speed", fast)]
     assert {row.memory_format for row in plan.rows("headline", chosen, records) if row.peer} == {"channels_last"}
