@@ -134,5 +134,8 @@ def _folder(option: str, path: Path | None, holds: str, how_to_get: str) -> Path
 
 
 def _commit(repository: Path) -> str:
-    done = subprocess.run(["git", "-C", str(repository), "rev-parse", "HEAD"], capture_output=True, text=True)
+    try:
+        done = subprocess.run(["git", "-C", str(repository), "rev-parse", "HEAD"], capture_output=True, text=True)
+    except FileNotFoundError:  # a machine without git
+        return "unknown commit"
     return done.stdout.strip()[:12] or "unknown commit"
