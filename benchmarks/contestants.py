@@ -34,6 +34,8 @@ class Settings:
     """A folder that SpikingJelly 0.0.0.0.14 was installed into."""
     compiled: bool = True
     """Whether this repository's fused passes are compiled."""
+    cuda_graphs: bool = False
+    """Whether this repository's passes are replayed as CUDA graphs (`distill.cuda_graphs`)."""
     width: int | None = None
     """Channels of the first stage; None for the paper's."""
     image_size: int = 32
@@ -91,8 +93,11 @@ def contestant(settings: Settings) -> Contestant:
 
 def _ours(settings: Settings) -> Contestant:
     import models
+    from distill.cuda_graphs import GRAPHED, CudaGraphs
     from distill.report import versions
 
+    if settings.cuda_graphs and (settings.device != "cuda" or settings.algorithm not in GRAPHED):
+        raise ValueError(f"cuda_graphs needs device 'cuda' and an algorithm of {GRAPHED}")
     if settings.algorithm not in models.ALGORITHMS:
         raise ValueError(f"algorithm must be one of {models.ALGORITHMS}, found {settings.algorithm!r}")
     models.compile_kernels(settings.compiled)
@@ -106,4 +111,5 @@ def _ours(settings: Settings) -> Contestant:
             parts=settings.timesteps,
             versions=versions(),
         )
-    return Contestant(network=snn, logits=lambda images, part: snn(images), versions=versions())
+    call = CudaGraphs(snn, snn) if settings.cuda_graphs else snn
+    return Contestant(network=snn, logits=lambda images, part: call(images), versions=versions())

@@ -54,9 +54,11 @@ def measure(settings: Settings) -> dict[str, Any]:
     first, median, third = statistics.quantiles(whole, n=4, method="inclusive")
     row = {name: getattr(settings, name) for name in ("network", "algorithm", "timesteps", "batch", "precision")}
     row |= {name: getattr(settings, name) for name in ("peer", "memory_format", "width", "image_size", "seed")}
+    inside = None if settings.cuda_graphs else step  # a graph's memory is its own, and its kernels have no operators
     return row | {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "threads": torch.get_num_threads(),
+        "cuda_graphs": settings.cuda_graphs,
         "compiled": settings.peer is None and _compiling(),
         "warmup": settings.warmup,
         "steps": settings.steps,
@@ -65,9 +67,9 @@ def measure(settings: Settings) -> dict[str, Any]:
         "step_ms_spread": {"quartile_1": first, "quartile_3": third},
         "forward_ms": 1000 * statistics.median(t["forward"] for t in times),
         "backward_ms": 1000 * statistics.median(t["backward"] for t in times),
-        "peak_memory_mb": peak,
-        "saved_activation_mb": step.saved_activation_mb(),
-        "non_convolution_share": step.non_convolution_share(),
+        "peak_memory_mb": inside and peak,
+        "saved_activation_mb": inside and inside.saved_activation_mb(),
+        "non_convolution_share": inside and inside.non_convolution_share(),
         "cpu_share": cpu_time / wall / torch.get_num_threads(),
         "loss": step.checked_loss(),
         "versions": step.contestant.versions | machine.cpu(),
@@ -88,6 +90,8 @@ class Step:
         self.labels = torch.randint(10, (settings.batch,)).to(device)
         self.optimizer = torch.optim.SGD(contestant.network.parameters(), lr=0.01, momentum=0.9)
         self.autocast = _AUTOCAST.get(settings.precision)
+        # in a graph copies of the weights must not outlive the pass; in one pass none is used twice
+        self.caching = not settings.cuda_graphs
         self.loss = torch.zeros(())
 
     def __call__(self) -> dict[str, float]:
@@ -106,7 +110,8 @@ class Step:
         return {"step": self._clock() - start, "forward": forward, "backward": backward}
 
     def _forward(self, part: int) -> Tensor:
-        with torch.autocast(self.device.type, dtype=self.autocast, enabled=self.autocast is not None):
+        enabled = self.autocast is not None
+        with torch.autocast(self.device.type, dtype=self.autocast, enabled=enabled, cache_enabled=self.caching):
             logits = self.contestant.logits(self.images, part)
         dtype = torch.promote_types(logits.dtype, torch.float32)
         return cross_entropy(logits.to(dtype), self.labels) / self.contestant.parts

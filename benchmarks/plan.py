@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from benchmarks import machine
@@ -19,6 +19,8 @@ PRECISIONS = ("fp32", "bf16", "fp16", "fp64")
 ALGORITHMS = ("rate_m", "rate_s", "bptt", "ottt", "sltt", "dsr")
 """Ours, equal to `models.ALGORITHMS` but for those of feedback networks, which train no other; it cannot be imported
 here without PyTorch."""
+GRAPHED = ("rate_m", "bptt", "dsr")
+"""Those that `distill.cuda_graphs` serves, which cannot be imported here either."""
 PEERS = (("authors", "rate_m"), ("authors", "bptt"), ("spikingjelly", "bptt"))
 FORMATS = ("contiguous", "channels_last")
 SMALL, LARGE = 16, 64
@@ -41,6 +43,7 @@ class Row:
     peer: str | None = None
     memory_format: str = "channels_last"
     repeat: int = 0
+    cuda_graphs: bool = False
 
     @property
     def environment(self) -> dict[str, str]:
@@ -67,6 +70,7 @@ class Row:
             "seed": options.seed,
         }
         words = [f"--{name}={value}" for name, value in values.items() if value is not None]
+        words += ["--cuda-graphs"] * self.cuda_graphs
         return words if options.compiled else [*words, "--no-compile"]
 
 
@@ -80,8 +84,11 @@ def rows(group: str, options: argparse.Namespace, records: Sequence[dict[str, An
     """
     shape = {"timesteps": options.timesteps, "batch": options.batch}
     ours, theirs = options.precisions, peer_precisions(options)
+    on_gpu = options.device == "cuda"  # where training replays graphs
     if group == "speed":
         own = [Row(group=group, algorithm=a, precision=p, **shape) for p in ours for a in options.algorithms]
+        if on_gpu:
+            own += [replace(row, cuda_graphs=True) for row in own if row.algorithm in GRAPHED]
         return own + [
             Row(group=group, peer=peer, algorithm=a, precision=p, memory_format=f, **shape)
             for peer, a in PEERS
@@ -92,8 +99,9 @@ def rows(group: str, options: argparse.Namespace, records: Sequence[dict[str, An
     if group == "headline":
         precision, fmt = fastest(records, "authors", "rate_m", theirs)
         best = Row(group=group, peer="authors", algorithm="rate_m", precision=precision, memory_format=fmt, **shape)
-        turn = [Row(group=group, algorithm="rate_m", precision=p, **shape) for p in ours] + [best]
-        return [Row(**{**vars(row), "repeat": i}) for i in range(options.repeats) for row in turn]
+        turn = [Row(group=group, algorithm="rate_m", precision=p, cuda_graphs=on_gpu, **shape) for p in ours]
+        turn.append(best)
+        return [replace(row, repeat=i) for i in range(options.repeats) for row in turn]
     if group == "memory":
         rule_and_steps = [("rate_m", 4), ("rate_s", 4), ("rate_s", 16), ("bptt", 4)]
         pairs = [
@@ -104,10 +112,11 @@ def rows(group: str, options: argparse.Namespace, records: Sequence[dict[str, An
                 _, fmt = fastest(records, peer, algorithm, [p])
                 kind: dict[str, Any] = {"peer": peer, "algorithm": algorithm, "precision": p, "memory_format": fmt}
                 pairs.append(Row(group=group, timesteps=4, batch=0, **kind))
-        return [Row(**{**vars(row), "batch": batch}) for row in pairs for batch in (SMALL, LARGE)]
+        return [replace(row, batch=batch) for row in pairs for batch in (SMALL, LARGE)]
     assert group == "growth", group
     first, batch = ours[0], options.batch
-    return [Row(group=group, algorithm="rate_m", precision=first, timesteps=t, batch=batch) for t in GROWTH]
+    kind = {"algorithm": "rate_m", "precision": first, "batch": batch, "cuda_graphs": on_gpu}
+    return [Row(group=group, timesteps=t, **kind) for t in GROWTH]
 
 
 def default_precisions(device: str) -> list[str]:

@@ -17,7 +17,9 @@ memory (`ru_maxrss`; on a GPU `torch.cuda.max_memory_allocated`), interpreter, l
 products* is the share of a profiled step outside PyTorch's convolutions and matrix products; *CPU* is the processor
 time of the timed steps over their wall time and threads: below 100 % something else had the processor. Ours runs in
 channels_last, with fused passes compiled unless a row's command says `--no-compile`; peers run in both memory formats
-and their faster one stands in the headline and memory tables. A megabyte is 10^6 bytes."""
+and their faster one stands in the headline and memory tables. *CUDA graphs*: as training on one GPU runs; what a graph
+keeps and what its kernels belong to cannot be seen from outside. On a GPU ours in the headline and growth tables are
+such. A megabyte is 10^6 bytes."""
 
 
 def markdown(records: Sequence[Record], command: str) -> str:
@@ -45,6 +47,11 @@ def markdown(records: Sequence[Record], command: str) -> str:
 def ratio(value: float, base: float | None) -> str:
     """`value` as a multiple of `base`, or a dash where there is none."""
     return f"{value / base:.2f}" if base else "-"
+
+
+def number(value: float | None, digits: int, factor: float = 1.0) -> str:
+    """A dash for what cannot be measured."""
+    return "-" if value is None else f"{factor * value:.{digits}f}"
 
 
 def slope_mb(small: Record, large: Record) -> float:
@@ -89,15 +96,16 @@ def _speed(records: Sequence[Record]) -> str:
     body = []
     for r in results:
         spread = r["step_ms_spread"]
+        d = 0 if r["device"] == "cpu" else 1
         body.append(
             (
-                *(_WHO[r["peer"]], r["algorithm"], r["precision"], r["memory_format"]),
+                *(_who(r), r["algorithm"], r["precision"], r["memory_format"]),
                 *(str(r["timesteps"]), str(r["batch"]), f"{r['images_per_second']:.1f}"),
                 ratio(r["images_per_second"], base),
-                f"{r['step_ms']:.0f} [{spread['quartile_1']:.0f}, {spread['quartile_3']:.0f}]",
-                *(f"{r['forward_ms']:.0f}", f"{r['backward_ms']:.0f}"),
-                *(f"{r['saved_activation_mb']:.1f}", f"{r['peak_memory_mb']:.0f}"),
-                *(f"{100 * r['non_convolution_share']:.0f}", f"{100 * r['cpu_share']:.0f}"),
+                f"{r['step_ms']:.{d}f} [{spread['quartile_1']:.{d}f}, {spread['quartile_3']:.{d}f}]",
+                *(f"{r['forward_ms']:.{d}f}", f"{r['backward_ms']:.{d}f}"),
+                *(number(r["saved_activation_mb"], 1), number(r["peak_memory_mb"], 0)),
+                *(number(r["non_convolution_share"], 0, 100), f"{100 * r['cpu_share']:.0f}"),
             )
         )
     return _rows(head, body) if body else ""
@@ -169,12 +177,16 @@ def _growth(records: Sequence[Record]) -> str:
         (
             str(r["timesteps"]),
             r["precision"],
-            *(f"{r[name]:.1f} ({ratio(r[name], results[0][name])})" for name in names),
+            *("-" if r[name] is None else f"{r[name]:.1f} ({ratio(r[name], results[0][name])})" for name in names),
         )
         for r in results
     ]
     head = ("T", "precision", "forward (ms)", "backward (ms)", "saved (MB)", "peak (MB)")
     return _rows(head, body) if body else ""
+
+
+def _who(result: Record) -> str:
+    return _WHO[result["peer"]] + ", CUDA graphs" * result.get("cuda_graphs", False)
 
 
 def _is_authors_rate(result: Record) -> bool:

@@ -38,6 +38,7 @@ def parser() -> argparse.ArgumentParser:
     add("--authors-path", type=Path, metavar="DIR", help="clone of Tab-ct/rate-based-backpropagation")
     add("--sj14-path", type=Path, metavar="DIR", help="folder of SpikingJelly 0.0.0.0.14, which the authors use")
     add("--no-compile", dest="compiled", action="store_false", help="run the fused passes as they are written")
+    add("--cuda-graphs", action="store_true", help="replay the passes as CUDA graphs, as training on one GPU does")
     add("--width", type=int, help="channels of the first stage (default: the paper's)")
     add("--image-size", type=int, default=32, help="pixels a side")
     add("--warmup", type=int, default=3, help="steps before the timed ones")

@@ -14,6 +14,7 @@ from distill.adapter_start import start_adapters
 from distill.batch_size import batch_that_fits
 from distill.checkpoints import Checkpoints
 from distill.config import DistillConfig
+from distill.cuda_graphs import GRAPHED
 from distill.data import (
     Preprocessing,
     Splits,
@@ -124,6 +125,7 @@ class HybridTraining:
             unused_parameters=stage.draw,
             score="student_top1" if stage.student else f"hybrid_top1/{stage.taps[0]}",
             norms_of=distiller.student,
+            same_kernels=config.student.algorithm in GRAPHED,
         )
         self.figures |= result.evaluation
         unwrap(session.accelerator, result.model)

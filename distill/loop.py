@@ -11,7 +11,7 @@ import time
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from accelerate import Accelerator
 from torch import Tensor, nn
@@ -22,6 +22,7 @@ from tqdm.auto import tqdm
 from distill.backward import Backward
 from distill.bad_steps import BadSteps
 from distill.checkpoints import Checkpoints
+from distill.cuda_graphs import graphs_for
 from distill.data.loaders import skip_batches
 from distill.ema import WeightAverage
 from distill.epoch_log import EpochLog
@@ -78,6 +79,7 @@ def fit(
     unused_parameters: bool = False,
     score: str | None = None,
     norms_of: nn.Module | None = None,
+    same_kernels: bool = False,
 ) -> FitResult:
     """Trains a model, from the newest whole checkpoint of the stage if `resume` finds one.
 
@@ -98,6 +100,7 @@ def fit(
         unused_parameters: whether there are steps in which some parameters have no part, which DDP must be told.
         score: the entry of what `evaluate` returns by which the best checkpoint is chosen; None: none is.
         norms_of: the part of the model whose batch norms `config.freeze_norms` means; None for all of it.
+        same_kernels: whether `backward` calls the model once, for the same kernels each time: CUDA graphs serve then.
 
     Raises:
         ValueError: for fewer images than the processes need for one step, a checkpoint of another number of
@@ -110,7 +113,7 @@ def fit(
     """
     return _Fit(
         stage, accelerator, model, backward, loader, evaluate, config, folder, mixing, epochs_before, lr_epochs,
-        unused_parameters, score, norms_of,
+        unused_parameters, score, norms_of, same_kernels,
     ).run(resume)  # fmt: skip
 
 
@@ -133,6 +136,7 @@ class _Fit:
         unused_parameters: bool,
         score: str | None,
         norms_of: nn.Module | None,
+        same_kernels: bool,
     ) -> None:
         self.stage, self.accelerator, self.backward, self.evaluate = stage, accelerator, backward, evaluate
         self.config, self.folder, self.mixing = config, folder, mixing
@@ -146,6 +150,7 @@ class _Fit:
         curve = LambdaLR(self.optimizer.optimizer, lambda step: factor(step + before))
         self.scheduler = accelerator.prepare(curve)
         self.agreement = Agreement(accelerator)
+        self.graphs = graphs_for(accelerator, self.model, self.network, config, same_kernels)
         self.average = None if config.ema is None else WeightAverage(model, config.ema)
         self.state = SavedState(
             accelerator, Checkpoints(folder.checkpoints / stage, folder.saving.keep), self.agreement, self.optimizer,
@@ -241,9 +246,12 @@ class _Fit:
         """Forward and backward of one batch and, behind the last of a step, the optimizer's move."""
         accelerator, guard, progress = self.accelerator, self.guard, self.progress
         bad = overflowed = False
-        recording: contextlib.AbstractContextManager[dict[str, Tensor]] = (
-            recorded_rates(self.network) if looked_at else contextlib.nullcontext({})
-        )
+        model: Any = self.model
+        recording: contextlib.AbstractContextManager[Mapping[str, Tensor]] = contextlib.nullcontext({})
+        if self.graphs is not None:
+            model, self.graphs.recording = self.graphs, looked_at
+        elif looked_at:
+            recording = recorded_rates(self.network)
         with (
             accelerator.accumulate(self.model),
             synchronised_batch_norm(self.config.sync_bn),
@@ -251,10 +259,11 @@ class _Fit:
         ):
             guard.before_pass()
             try:
-                parts = self.backward(accelerator, self.model, images, labels, step)
+                parts = self.backward(accelerator, model, images, labels, step)
             except NonContractingLoopError as error:
                 raise self.bad_steps.without_equilibrium(error, step, progress) from error
-            guard.after_pass(parts, len(labels), rates, self.backward_figures.take())
+            found = rates if self.graphs is None else self.graphs.rates
+            guard.after_pass(parts, len(labels), found, self.backward_figures.take())
             if accelerator.sync_gradients:
                 norm = None
                 if self.config.clip is not None:

@@ -17,6 +17,7 @@ from distill.backward import Backward, each_step, once
 from distill.batch_size import batch_that_fits
 from distill.checkpoints import Checkpoints
 from distill.config import SnnTrainingConfig
+from distill.cuda_graphs import GRAPHED
 from distill.data import (
     Preprocessing,
     Splits,
@@ -84,6 +85,7 @@ def run(config: SnnTrainingConfig, session: Session, resume: bool) -> dict[str, 
         resume=resume,
         mixing=Mixing(config.train, len(data.classes), config.loss.label_smoothing, seed),
         score="student_top1",
+        same_kernels=config.student.algorithm in GRAPHED,
     )
     student: Any = unwrap(accelerator, result.model)
     save_student(session, student, preprocessing, data)

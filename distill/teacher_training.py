@@ -77,6 +77,7 @@ def train_teacher(
         resume=resume,
         mixing=Mixing(config, len(data.classes), smoothing, seed),
         score="teacher_top1",
+        same_kernels=True,
     )
     network = unwrap(accelerator, result.model)
     if config.grad_checkpointing:

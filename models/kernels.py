@@ -18,12 +18,15 @@ from models.compiling import compilable, is_compiling
 from models.dynamics import Leak, NeuronConfig, membrane_derivative, step, surrogate_derivative
 from models.layout import (
     at_least_float32,
+    channels_are_last,
     dense,
     from_layout,
+    images_apart,
     in_memory_format_of,
     is_channels_last,
     layout,
     mean_over_steps,
+    sum_of_images,
 )
 
 Affine = tuple[Tensor, Tensor] | None
@@ -53,30 +56,30 @@ def moments_and_mean(folded: Tensor, steps: int) -> tuple[Tensor, Tensor, Tensor
         unused = folded.new_zeros(folded.shape[1], dtype=torch.promote_types(folded.dtype, torch.float32))
         mean, var = torch.batch_norm_update_stats(folded, unused, unused.clone(), 0.0)
         return mean, var, mean_over_steps(folded, steps)
-    x = layout(folded, steps)
+    x, last = images_apart(layout(folded, steps), folded, steps), channels_are_last(folded)
     if steps == 1:
-        return *_moments(x), folded
-    mean, var, value = _moments_and_mean(x)
+        return *_moments(x, last), folded
+    mean, var, value = _moments_and_mean(x, last)
     return mean, var, from_layout(value[None], folded)
 
 
 @compilable
-def _moments_and_mean(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    return *_moments_of(x), at_least_float32(x).mean(0).to(x.dtype)
+def _moments_and_mean(x: Tensor, channels_last: bool) -> tuple[Tensor, Tensor, Tensor]:
+    return *_moments_of(x, channels_last), at_least_float32(x).mean(0).to(x.dtype)
 
 
 @compilable
-def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
-    return _moments_of(x)
+def _moments(x: Tensor, channels_last: bool) -> tuple[Tensor, Tensor]:
+    return _moments_of(x, channels_last)
 
 
-def _moments_of(x: Tensor) -> tuple[Tensor, Tensor]:
+def _moments_of(x: Tensor, channels_last: bool) -> tuple[Tensor, Tensor]:
     x32 = at_least_float32(x)
-    others = [axis for axis in range(x.ndim) if axis != 2]
     # one pass instead of two: about one of the numbers, so that a large mean cancels nothing
-    centre = x32[0, 0] if x.ndim == 3 else x32[0, 0, :, :1]
+    centre = (x32[0, 0, :1] if channels_last else x32[0, 0, :, :1]) if x.ndim == 4 else x32[0, 0]
     shifted = x32 - centre
-    mean, square = shifted.mean(others), (shifted * shifted).mean(others)
+    sums = [sum_of_images(part.flatten(0, 1), channels_last) for part in (shifted, shifted * shifted)]
+    mean, square = (part / (x.numel() // part.numel()) for part in sums)
     return mean + centre.view(-1), (square - mean * mean).clamp_min(0)
 
 

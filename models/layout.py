@@ -28,6 +28,25 @@ def from_layout(x: Tensor, like: Tensor) -> Tensor:
     return x.flatten(0, 1).view(-1, *like.shape[1:])
 
 
+def channels_are_last(like: Tensor) -> bool:
+    """Whether a channel's numbers lie C apart: in the layout of channels_last, and of vectors."""
+    return like.ndim == 2 or is_channels_last(like)
+
+
+def images_apart(x: Tensor, like: Tensor, steps: int) -> Tensor:
+    """A layout whose images have an axis of their own: (S, B, C), (S, B, pixels, C) or (S, B, C, pixels); a view."""
+    return x.unflatten(1, (like.shape[0] // steps, -1)) if is_channels_last(like) else x
+
+
+def sum_of_images(x: Tensor, channels_last: bool) -> Tensor:
+    """(B, C), (B, pixels, C) or (B, C, pixels) summed up to (C,): each image, then all.
+
+    In this order the compiler shares the work among images, and goes through them once; all at once a GPU has hardly
+    more to share it among than channels, where the number of images is not known to the compiler.
+    """
+    return (x if x.ndim == 2 else x.sum(1 if channels_last else 2)).sum(0)
+
+
 def is_channels_last(x: Tensor) -> bool:
     return x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last)
 

@@ -21,7 +21,15 @@ import torch
 from torch import Tensor
 
 from models.compiling import compilable, is_compiling
-from models.layout import dense, from_layout, in_memory_format_of, is_channels_last, layout
+from models.layout import (
+    channels_are_last,
+    dense,
+    from_layout,
+    images_apart,
+    in_memory_format_of,
+    layout,
+    sum_of_images,
+)
 from models.normalization import Norm
 from models.ranks import sums_over_ranks
 
@@ -56,16 +64,19 @@ def norms_backward(
     if not any(norms) or not (is_compiling() or group is not None):
         return _as_written(grad * kappa, norms, rates, weights, needs)
     like = dense(kappa)
-    column = like.ndim > 2 and not is_channels_last(like)
+    last = channels_are_last(like)
 
     def shaped(v: Tensor) -> Tensor:
-        return v[:, None] if column else v
+        return v if last else v[:, None]
 
-    g, k = (layout(in_memory_format_of(like, x.to(like.dtype)), 1)[0] for x in (grad, like))
+    def laid_out(x: Tensor) -> Tensor:
+        return images_apart(layout(in_memory_format_of(like, x), 1), like, 1)[0]
+
+    g, k = laid_out(grad.to(like.dtype)), laid_out(like)
     present = [i for i, norm in enumerate(norms) if norm is not None]
-    xs = [layout(in_memory_format_of(like, rates[i]), 1)[0] for i in present]  # type: ignore[arg-type]
+    xs = [laid_out(rates[i]) for i in present]  # type: ignore[arg-type]
     means = [norms[i].mean for i in present]  # type: ignore[union-attr]
-    sums = _sums(g, k, xs, [shaped(mean) for mean in means])
+    sums = _sums(g, k, xs, [shaped(mean) for mean in means], last)
     total, products = sums[0], sums[1:]
     count: int | Tensor = g.numel() // total.numel()
     total_of_all, products_of_all = total, products
@@ -108,11 +119,11 @@ def _as_written(grad_current, norms, rates, weights, needs) -> list[Tensor | Non
 
 
 @compilable
-def _sums(grad: Tensor, kappa: Tensor, xs: list[Tensor], means: list[Tensor]) -> list[Tensor]:
+def _sums(grad: Tensor, kappa: Tensor, xs: list[Tensor], means: list[Tensor], channels_last: bool) -> list[Tensor]:
     """sum g, and sum g (x - mu) of each norm: (C,)."""
-    axes = [axis for axis in range(grad.ndim) if axis != 1]
     g = _current_gradient(grad, kappa)
-    return [g.sum(axes)] + [(g * (x.to(g.dtype) - mean)).sum(axes) for x, mean in zip(xs, means, strict=True)]
+    products = [g * (x.to(g.dtype) - mean) for x, mean in zip(xs, means, strict=True)]
+    return [sum_of_images(part, channels_last) for part in (g, *products)]
 
 
 @compilable

@@ -36,10 +36,6 @@ SCALES = {
         what="30 epochs of the 50,000 images, evaluated on all 10,000 test images; for a GPU",
         arguments={"train.epochs": "30", "train.lr": "0.004", "train.warmup_steps": "200"},
     ),
-    "brief": Scale(
-        what="4 epochs of the 50,000 images, evaluated on all 10,000 test images; for a GPU, to choose what `long` has",
-        arguments={"train.epochs": "4", "train.lr": "0.004", "train.warmup_steps": "100"},
-    ),
     "medium": Scale(
         what="2 epochs of the 50,000 images in batches of 32, evaluated on all 10,000 test images",
         arguments={"train.epochs": "2", "train.batch_size": "32", "train.lr": "0.001", "train.warmup_steps": "50"},
@@ -93,7 +89,7 @@ class Row:
 NEURON = {"student.neuron.leak": "0.5", "student.neuron.detach_reset": "false"}
 """Of all students that train, or are calibrated."""
 FRESH = {
-    **{scale: {"train.lr": "0.1"} for scale in ("full", "long", "brief")},
+    **{scale: {"train.lr": "0.1"} for scale in ("full", "long")},
     **{scale: {"train.lr": "0.03"} for scale in ("medium", "short")},
 }
 """Weights that are drawn anew take steps, at each scale, that would ruin calibrated ones."""
@@ -102,7 +98,12 @@ TAUGHT = {**CALIBRATED, "train.freeze_norms": "true"}
 """A twin from the teacher's weights, trained as the network that it was calibrated as."""
 DISTILLED = {**TAUGHT, "loss.student_ce": "0", "loss.hybrid_ce": "0", "loss.temperature": "4"}
 """On the teacher's logits alone, which ended no lower than with labels and agreed with the teacher more often."""
-SOFT = {"full": {"train.lr": "0.004"}, "medium": {"train.lr": "0.002"}, "short": {"train.lr": "0.002"}}
+SOFT = {
+    "full": {"train.lr": "0.004"},
+    "long": {"train.lr": "0.004"},
+    "medium": {"train.lr": "0.002"},
+    "short": {"train.lr": "0.002"},
+}
 """Without labels larger steps did no harm: in an epoch of the short scale not even 0.003."""
 NO_TAPS = {"taps": "[]"}
 WITH_TAPS = {**DISTILLED, "init.adapters": "regression"}

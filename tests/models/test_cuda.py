@@ -47,7 +47,8 @@ def gradients(snn, images, labels):
     else:
         logits = snn(images)
         F.cross_entropy(logits, labels).backward()
-    return [logits.detach().cpu()] + [p.grad.cpu() for p in snn.parameters()]
+    # copies: a network that moves to the GPU takes its gradients along, in place
+    return [logits.detach().cpu()] + [p.grad.clone().cpu() for p in snn.parameters()]
 
 
 def network(algorithm, **neuron):
