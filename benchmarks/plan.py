@@ -19,7 +19,7 @@ PRECISIONS = ("fp32", "bf16", "fp16", "fp64")
 ALGORITHMS = ("rate_m", "rate_s", "bptt", "ottt", "sltt", "dsr")
 """Ours, equal to `models.ALGORITHMS` but for those of feedback networks, which train no other; it cannot be imported
 here without PyTorch."""
-GRAPHED = ("rate_m", "bptt", "dsr")
+GRAPHED = ("rate_m", "bptt")
 """Those that `distill.cuda_graphs` serves, which cannot be imported here either."""
 PEERS = (("authors", "rate_m"), ("authors", "bptt"), ("spikingjelly", "bptt"))
 FORMATS = ("contiguous", "channels_last")

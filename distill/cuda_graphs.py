@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import logging
+import warnings
 from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
@@ -23,7 +24,7 @@ from distill.train_config import TrainConfig
 
 log = logging.getLogger(__name__)
 
-GRAPHED = ("rate_m", "bptt", "dsr")
+GRAPHED = ("rate_m", "bptt")
 """Algorithms whose forward pass is the same kernels in each step, behind one another and without a look at a number."""
 
 
@@ -75,7 +76,10 @@ class CudaGraphs:
             how: dict[str, Any] = {"allow_unused_input": True, "pool": self._pool}
             if "capture_error_mode" in inspect.signature(torch.cuda.make_graphed_callables).parameters:
                 how["capture_error_mode"] = "thread_local"  # a loader's thread may pin memory meanwhile
-            graphed: Any = torch.cuda.make_graphed_callables(made, (static,), **how)
+            with warnings.catch_warnings():
+                # the trials take gradients without adding them to anything
+                warnings.filterwarnings("ignore", "The AccumulateGrad node's stream")
+                graphed: Any = torch.cuda.make_graphed_callables(made, (static,), **how)
         except (RuntimeError, AssertionError) as error:
             self._passes = None
             torch.cuda.empty_cache()

@@ -174,6 +174,7 @@ def test_graphs_serve_one_process_with_a_gpu(change, device, processes, suits, t
 
 
 @on_gpu
+@pytest.mark.filterwarnings("ignore")  # of the compiler's own
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_a_gpu_replays_compiled_kernels_under_autocast(dtype, caplog):
     found = []

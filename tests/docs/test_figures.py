@@ -36,6 +36,17 @@ TRIALS = "2026-11-26_starting_small.md"
 FIDELITY = "2026-11-25_gradient_fidelity.md"
 CALIBRATION = "2026-11-22_calibration.md"
 
+GPU = "2026-11-26_study_h200.md"
+GPU_STEP = "2026-11-26_training_step_h200.md"
+
+
+def last_epoch(row: str) -> str:
+    """Where the table of six epochs on a GPU has the last accuracy of a row."""
+    return (
+        rf"^\| {re.escape(row)} \| [\d.]+ \| (?:[^|]+\| )*?([\d.]+)(?: \([\d.]+\))? (?:\| - )*\| [\d.]+ \| [\d,]+ \|$"
+    )
+
+
 ADVICE = {  # in docs/results.md
     "| logit distillation | 78.80 |": (FIRST, top1("kd-kd_remedies-first")),
     "| three hybrids, `joint` | 75.70 |": (FIRST, top1("joint-remedies-first")),
@@ -97,6 +108,14 @@ ADVICE = {  # in docs/results.md
     "| `rate_m` | 0.81": (FIDELITY, r"^\| rate_m \| trained (?:\| [^|]+){1}\| (\S+)"),
     "| `rate_s` | 0.91": (FIDELITY, r"^\| rate_s \| trained (?:\| [^|]+){1}\| (\S+)"),
     "both end at 98.59 %": ("2026-11-25_feedback.md", r"^\| `\w+` \| (\S+) \|"),
+    "it is at 84.07 %": (GPU, last_epoch("logit distillation, `rate_m`")),
+    "| **84.89** |": (GPU, last_epoch("labels alone, from the calibrated twin")),
+    "| **85.90** |": (GPU, last_epoch("logit distillation with BPTT, statistics of the batch")),
+    "and BPTT 61.77 %": (GPU, last_epoch("BPTT from scratch")),
+    "84.16 | - |": (GPU, last_epoch("+ hybrids, `joint`")),
+    "step takes 9.0 ms": (GPU_STEP, r"^\| SpikeSwap, CUDA graphs (?:\| [^|]+){7}\| (\S+) \["),
+    "graphs it takes 52 ms": (GPU_STEP, r"^\| SpikeSwap \| rate_m \| bf16 (?:\| [^|]+){3}\| 2455.6 \| \S+ \| (\S+) \["),
+    "6.7 times the images per second": (GPU_STEP, r"times as fast as without, and (\S+) \(bfloat16\)"),
     "`ide` has 93.7 %": ("2026-11-25_feedback.md", r"^\| mean \| \*\*(\S+)\*\* \|"),
 }
 

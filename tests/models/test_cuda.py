@@ -73,8 +73,10 @@ def test_gradients_are_those_of_the_cpu(algorithm, memory_format, compiled):
     snn = snn.cuda().to(memory_format=memory_format)
     compile_kernels(compiled)
     found = gradients(snn, images.cuda().contiguous(memory_format=memory_format), labels.cuda())
+    # SpikingJelly's DSR nodes go back in float32, whatever they are given
+    near = {"rtol": 1e-3, "atol": 1e-6} if algorithm == "dsr" else {"rtol": 1e-8, "atol": 1e-11}
     for ours, theirs in zip(found, expected, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-8, atol=1e-11)
+        torch.testing.assert_close(ours, theirs, **near)
 
 
 def test_a_learned_leak_and_one_dropout_mask():
