@@ -115,8 +115,7 @@ def rows(group: str, options: argparse.Namespace, records: Sequence[dict[str, An
         return [replace(row, batch=batch) for row in pairs for batch in (SMALL, LARGE)]
     assert group == "growth", group
     first, batch = ours[0], options.batch
-    kind = {"algorithm": "rate_m", "precision": first, "batch": batch, "cuda_graphs": on_gpu}
-    return [Row(group=group, timesteps=t, **kind) for t in GROWTH]
+    return [Row(group=group, algorithm="rate_m", precision=first, timesteps=t, batch=batch) for t in GROWTH]
 
 
 def default_precisions(device: str) -> list[str]:

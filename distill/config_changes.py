@@ -19,6 +19,7 @@ MAY_CHANGE = (
     "data.workers",
     IN_MEMORY,
     "data.cache",
+    "train.cuda_graphs",
 )
 """What may differ when a run is resumed: none of it changes a number, unless images are skipped (`_may_change`)."""
 

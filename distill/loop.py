@@ -9,7 +9,7 @@ import contextlib
 import logging
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -150,7 +150,7 @@ class _Fit:
         curve = LambdaLR(self.optimizer.optimizer, lambda step: factor(step + before))
         self.scheduler = accelerator.prepare(curve)
         self.agreement = Agreement(accelerator)
-        self.graphs = graphs_for(accelerator, self.model, self.network, config, same_kernels)
+        self.graphs = graphs_for(accelerator, self.model, self.network, config, same_kernels, loader.num_workers)
         self.average = None if config.ema is None else WeightAverage(model, config.ema)
         self.state = SavedState(
             accelerator, Checkpoints(folder.checkpoints / stage, folder.saving.keep), self.agreement, self.optimizer,
@@ -170,7 +170,7 @@ class _Fit:
         if resume:
             self._resume()
         evaluation = None
-        with INTERRUPTION.listening():
+        with INTERRUPTION.listening(), self._graphs_closed():
             while self.progress.epochs < self.config.epochs:
                 evaluation = self._epoch()
                 INTERRUPTION.leave_if_asked(
@@ -184,6 +184,15 @@ class _Fit:
         lines = [line for line in self.folder.metrics() if line["stage"] == self.stage]
         seconds, images = (sum(line[name] for line in lines) for name in ("train_seconds", "images"))
         return FitResult(self.model.eval(), evaluation, seconds, images)
+
+    @contextlib.contextmanager
+    def _graphs_closed(self) -> Iterator[None]:
+        """Behind it the graphs' memory is free for what follows the training."""
+        try:
+            yield
+        finally:
+            if self.graphs is not None:
+                self.graphs.close()
 
     def _epoch(self) -> Mapping[str, float]:
         """The rest of the epoch that runs, its evaluation, its line of metrics, its checkpoint."""

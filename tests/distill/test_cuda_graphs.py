@@ -5,12 +5,14 @@ memory for images, outputs and gradients of all passes.
 """
 
 import logging
+import weakref
 from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 from toy_teachers import SIZE, images_of, teacher_of
+from toy_training import config_of, train
 
 from distill import HybridDistiller, LossConfig, distillation_losses
 from distill.cuda_graphs import CudaGraphs, graphs_for
@@ -35,6 +37,7 @@ def stand_in(module, sample_args, allow_unused_input, pool):
     for _ in range(3):
         outputs = forward(static)
         grads(outputs, [torch.full_like(o, torch.nan) for o in outputs])
+    assert pool == (0, 1)
 
     def kept(name, values):
         """The values in the memory that they had the last time."""
@@ -65,11 +68,22 @@ def stand_in(module, sample_args, allow_unused_input, pool):
 def capture(monkeypatch):
     if torch.cuda.is_available():
         return "cuda"
-    monkeypatch.setattr(torch.cuda, "make_graphed_callables", stand_in)
-    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 1))
-    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda device: torch.get_rng_state())
-    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda state, device: torch.set_rng_state(state))
-    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    replaced = {
+        "make_graphed_callables": stand_in,
+        "graph_pool_handle": lambda: (0, 1),
+        "get_rng_state": lambda device: torch.get_rng_state(),
+        "set_rng_state": lambda state, device: torch.set_rng_state(state),
+        "empty_cache": lambda: None,
+        "synchronize": lambda device: None,
+        "memory_allocated": lambda device: 10,
+        "max_memory_allocated": lambda device: 30,
+        "reset_peak_memory_stats": lambda device: None,
+        "get_sync_debug_mode": lambda: 0,
+        "set_sync_debug_mode": lambda mode: None,
+        "mem_get_info": lambda device: (50, 100),  # 2.5 times the 20 that a pass takes
+    }
+    for name, function in replaced.items():
+        monkeypatch.setattr(torch.cuda, name, function)
     return "cpu"
 
 
@@ -105,14 +119,16 @@ def test_steps_are_those_without_graphs(algorithm, capture):
         distiller = distiller_of(torch.float64, algorithm).to(capture).train()
         call = CudaGraphs(distiller, distiller.student) if graphed else distiller
         found.append(steps_of(distiller, call, capture, active))
+    assert call.count == 4  # sets of taps
     for ours, theirs in zip(*found, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-12)
 
 
 def test_what_is_not_trained_has_no_gradient(capture):
     distiller = distiller_of().to(capture).train()
-    outputs = CudaGraphs(distiller, distiller.student)(images_of().to(capture), active=[], student=True)
-    assert outputs.student_logits.requires_grad and not outputs.teacher_logits.requires_grad
+    graphs = CudaGraphs(distiller, distiller.student)
+    outputs = graphs(images_of().to(capture), active=[], student=True)
+    assert graphs.count == 1 and outputs.student_logits.requires_grad and not outputs.teacher_logits.requires_grad
     assert outputs.hybrid_logits == {}
 
 
@@ -127,7 +143,7 @@ def test_rates_are_those_of_the_pass_and_found_where_they_are_wanted(capture):
     for scale in (1.0, 0.0, 1.0):
         graphs(scale * images).sum().backward()
         rates.append({name: value.item() for name, value in graphs.rates.items()})
-    assert len(rates[0]) == 17 and rates[0] == rates[2]
+    assert graphs.count == 2 and len(rates[0]) == 17 and rates[0] == rates[2]
     assert rates[0]["conv0.2"] > 0 and rates[1]["conv0.2"] == 0  # of a black image
 
 
@@ -138,21 +154,95 @@ def test_a_capture_draws_no_random_numbers(capture):
     torch.manual_seed(1)
     first = graphs(images).clone()
     torch.manual_seed(1)
-    assert torch.equal(network(images), first)
+    assert torch.equal(network(images), first) and graphs.count == 1
 
 
-def test_a_pass_that_cannot_be_captured_runs_all_the_same(capture, monkeypatch, caplog):
+class Looks(nn.Module):
+    """Waits for the GPU in each pass, as an encoder does that checks its input."""
+
+    def forward(self, x):
+        assert x.sum().item() < 1e6
+        return x
+
+
+def test_a_pass_that_waits_for_the_device_runs_as_it_is(capture, monkeypatch, caplog):
+    modes = []
+    if capture == "cpu":  # where nobody minds a look at a number
+        monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", modes.append)
+        item = torch.Tensor.item
+
+        def minded(tensor):
+            if modes[-1:] == ["error"]:
+                raise RuntimeError("called a synchronizing CUDA operation\nmore of it")
+            return item(tensor)
+
+        monkeypatch.setattr(torch.Tensor, "item", minded)
+    network = nn.Sequential(Looks(), nn.Flatten(), nn.Linear(12, 4), nn.Dropout(0.5)).to(capture).train()
+    graphs = CudaGraphs(network, network)
+    images = torch.randn(8, 3, 2, 2, device=capture)
+    with caplog.at_level(logging.WARNING):
+        for _ in range(2):
+            torch.manual_seed(1)
+            found = graphs(images)
+            torch.manual_seed(1)
+            assert torch.equal(found, network(images))
+    said = "steps run without CUDA graphs, slower where images are small: RuntimeError: called a synchronizing"
+    assert caplog.text.count(said) == 1 and "more of it" not in caplog.text and graphs.count == 0
+    if capture == "cpu":
+        assert modes == ["error", 0]
+    else:
+        assert torch.cuda.current_stream() == torch.cuda.default_stream()
+
+
+def test_too_little_memory_for_a_graph_is_said(capture, monkeypatch, caplog):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1, 100))
+    network = nn.Sequential(nn.Flatten(), nn.Linear(12, 4)).to(capture)
+    graphs = CudaGraphs(network, network)
+    with caplog.at_level(logging.WARNING):
+        graphs(torch.randn(8, 3, 2, 2, device=capture))
+    assert "they need 0.0 GB, 0.0 are free" in caplog.text and graphs.count == 0
+
+
+def test_a_capture_that_fails_names_the_setting_that_leaves_it_out(capture, monkeypatch):
     def refuse(*_, **__):
         raise RuntimeError("operation not permitted when stream is capturing\nmore of it")
 
     monkeypatch.setattr(torch.cuda, "make_graphed_callables", refuse)
     network = nn.Sequential(nn.Flatten(), nn.Linear(12, 4)).to(capture)
+    with pytest.raises(RuntimeError, match=r"not permitted when stream is capturing; --train\.cuda_graphs false"):
+        CudaGraphs(network, network)(torch.randn(8, 3, 2, 2, device=capture))
+
+
+def test_closed_graphs_hold_nothing_and_the_network_runs_on(capture):
+    network = nn.Sequential(nn.Flatten(), nn.Linear(12, 4)).to(capture).train()
     graphs = CudaGraphs(network, network)
     images = torch.randn(8, 3, 2, 2, device=capture)
-    with caplog.at_level(logging.WARNING):
-        assert torch.equal(graphs(images), network(images)) and torch.equal(graphs(images), network(images))
-    said = "steps run without CUDA graphs, slower where images are small: RuntimeError: operation not permitted"
-    assert caplog.text.count(said) == 1 and "more of it" not in caplog.text
+    graphs(images)
+    (made,) = graphs._passes.values()
+    left = weakref.ref(made)
+    del made
+    graphs.close()
+    assert left() is None and graphs.count == 0
+    assert torch.equal(graphs(images), network(images)) and graphs.count == 0
+
+
+@pytest.mark.parametrize("changes", [{}, {"clip": 0.1}, {"ema": 0.5}, {"momentum": 0.9, "weight_decay": 0.1}], ids=str)
+def test_a_training_is_that_without_graphs(changes, tmp_path, capture, monkeypatch):
+    if capture == "cuda":
+        pytest.skip("the toy training runs on a CPU")
+    config, made = config_of(epochs=3, **changes), []
+
+    def graphs(accelerator, model, network, *_):
+        made.append(CudaGraphs(model, network))
+        return made[-1]
+
+    expected, _ = train(tmp_path / "without", config)
+    monkeypatch.setattr("distill.loop.graphs_for", graphs)
+    counts = []
+    found, _ = train(tmp_path / "with", config, evaluate=lambda model: counts.append(made[0].count) or {})
+    assert counts[-1] == 2 and made[0].count == 0  # with rates and without; closed behind the training
+    for ours, theirs in zip(found.state_dict().values(), expected.state_dict().values(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-15)
 
 
 @pytest.mark.parametrize(
@@ -170,7 +260,19 @@ def test_a_pass_that_cannot_be_captured_runs_all_the_same(capture, monkeypatch, 
 def test_graphs_serve_one_process_with_a_gpu(change, device, processes, suits, there):
     accelerator = SimpleNamespace(num_processes=processes, device=torch.device(device))
     network = nn.Linear(2, 2)
-    assert (graphs_for(accelerator, network, network, TrainConfig(**change), suits) is not None) == there
+    assert (graphs_for(accelerator, network, network, TrainConfig(**change), suits, 0) is not None) == there
+
+
+@pytest.mark.parametrize("minded", [False, True])
+def test_a_thread_that_pins_batches_is_not_disturbed(minded, monkeypatch):
+    def newer(callables, sample_args, capture_error_mode="global"): ...
+    def older(callables, sample_args): ...
+
+    monkeypatch.setattr(torch.cuda, "make_graphed_callables", newer if minded else older)
+    accelerator = SimpleNamespace(num_processes=1, device=torch.device("cuda"))
+    network = nn.Linear(2, 2)
+    found = [graphs_for(accelerator, network, network, TrainConfig(), True, workers) for workers in (0, 2)]
+    assert [graphs is not None for graphs in found] == [True, minded]
 
 
 @on_gpu
