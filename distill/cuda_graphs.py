@@ -188,16 +188,13 @@ def _trial(made: _Pass, images: Tensor) -> str | None:
     torch.cuda.synchronize(device)
     before = torch.cuda.memory_allocated(device)
     torch.cuda.reset_peak_memory_stats(device)
-    mode = torch.cuda.get_sync_debug_mode()
-    torch.cuda.set_sync_debug_mode("error")
     try:
-        _there_and_back(made, images)
+        with _waits_forbidden():
+            _there_and_back(made, images)
+    except torch.OutOfMemoryError:
+        raise
     except RuntimeError as error:
-        if isinstance(error, torch.OutOfMemoryError):
-            raise
         return _first_line(error)
-    finally:
-        torch.cuda.set_sync_debug_mode(mode)
     torch.cuda.synchronize(device)
     needed = ROOM * (torch.cuda.max_memory_allocated(device) - before)
     torch.cuda.empty_cache()
@@ -209,6 +206,19 @@ def _there_and_back(made: _Pass, images: Tensor) -> None:
     trained = [output for output in made(images) if output.requires_grad]
     parameters = [parameter for parameter in made.parameters() if parameter.requires_grad]
     torch.autograd.grad(trained, parameters, [torch.zeros_like(output) for output in trained], allow_unused=True)
+
+
+@contextlib.contextmanager
+def _waits_forbidden() -> Iterator[None]:
+    """Operations that wait for the GPU raise a RuntimeError in here."""
+    mode = torch.cuda.get_sync_debug_mode()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Synchronization debug mode is a prototype")
+        torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode(mode)
 
 
 @contextlib.contextmanager

@@ -5,6 +5,7 @@ memory for images, outputs and gradients of all passes.
 """
 
 import logging
+import warnings
 import weakref
 from types import SimpleNamespace
 
@@ -79,7 +80,9 @@ def capture(monkeypatch):
         "max_memory_allocated": lambda device: 30,
         "reset_peak_memory_stats": lambda device: None,
         "get_sync_debug_mode": lambda: 0,
-        "set_sync_debug_mode": lambda mode: None,
+        "set_sync_debug_mode": lambda mode: (
+            warnings.warn("Synchronization debug mode is a prototype", stacklevel=1) if mode else None
+        ),
         "mem_get_info": lambda device: (50, 100),  # 2.5 times the 20 that a pass takes
     }
     for name, function in replaced.items():
