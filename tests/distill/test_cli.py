@@ -20,7 +20,7 @@ from models import UnsupportedOperationError
 
 TRAIN = dict(
     epochs=3, batch_size=6, accumulate=2, optimizer="adamw", lr=0.5, min_lr=0.25, momentum=0.75, weight_decay=0.125,
-    warmup_steps=5, clip=1.5, label_smoothing=0.0625, channels_last=False,
+    warmup_steps=5, clip=1.5, label_smoothing=0.0625, channels_last=False, cuda_graphs=False,
     mixup=0.25, cutmix=0.75, mixup_prob=0.875, mixup_switch_prob=0.375, ema=0.75, sync_bn=False, max_skipped_steps=1,
     find_batch_size=True, freeze_norms=True,
     grad_checkpointing=True,
