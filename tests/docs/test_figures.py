@@ -118,7 +118,7 @@ ADVICE = {  # in docs/results.md
     "| **85.90** |": (GPU, last_epoch("logit distillation with BPTT, statistics of the batch")),
     "and BPTT 61.77 %": (GPU, last_epoch("BPTT from scratch")),
     "84.16 | - |": (GPU, last_epoch("+ hybrids, `joint`")),
-    "step takes 9.0 ms": (GPU_STEP, r"^\| SpikeSwap, CUDA graphs (?:\| [^|]+){7}\| (\S+) \["),
+    "`rate_m` takes 9.0 ms": (GPU_STEP, r"^\| SpikeSwap, CUDA graphs (?:\| [^|]+){7}\| (\S+) \["),
     "graphs it takes 52 ms": (GPU_STEP, r"^\| SpikeSwap \| rate_m \| bf16 (?:\| [^|]+){3}\| 2455.6 \| \S+ \| (\S+) \["),
     "`ide` has 93.7 %": ("2026-11-25_feedback.md", r"^\| mean \| \*\*(\S+)\*\* \|"),
 }
