@@ -14,6 +14,7 @@ import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,11 +37,8 @@ def compare(options: argparse.Namespace, root: Path) -> str:
         ValueError: for an unknown group, precision, algorithm or format, naming the known ones.
     """
     groups = _listed("--only", options.only, plan.GROUPS)
-    options.precisions = (
-        _chosen("--precisions", options.precisions, plan.PRECISIONS)
-        if options.precisions
-        else plan.default_precisions(options.device)
-    )
+    default = plan.default_precisions(options.device)
+    options.precisions = _listed("--precisions", options.precisions, plan.PRECISIONS, default)
     options.algorithms = _listed("--algorithms", options.algorithms, plan.ALGORITHMS)
     options.formats = _listed("--formats", options.formats, plan.FORMATS)
     if options.repeats < 1:
@@ -116,9 +114,9 @@ def _last_error(stderr: str) -> str:
     return (errors or lines or ["no message"])[-1].removeprefix("training_step.py: error: ")
 
 
-def _listed(option: str, text: str | None, allowed: tuple[str, ...]) -> list[str]:
-    """Those that an option names; without it all."""
-    return _chosen(option, text, allowed) if text else list(allowed)
+def _listed(option: str, text: str | None, allowed: tuple[str, ...], default: Sequence[str] | None = None) -> list[str]:
+    """Those that an option names; without it the default, or all."""
+    return _chosen(option, text, allowed) if text else list(allowed if default is None else default)
 
 
 def _chosen(option: str, text: str, allowed: tuple[str, ...]) -> list[str]:

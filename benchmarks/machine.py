@@ -32,22 +32,20 @@ def has_native_bfloat16() -> bool:
 
 def gpu() -> str | None:
     """The first graphics processor's name as NVIDIA's driver says it; None without one."""
-    words = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
-    try:
-        found = subprocess.run(words, capture_output=True, text=True)
-    except FileNotFoundError:
-        return None
-    return (found.stdout.strip().splitlines() or [None])[0] if found.returncode == 0 else None
+    return output("nvidia-smi", "--query-gpu=name", "--format=csv,noheader").partition("\n")[0] or None
 
 
 def commit(root: Path) -> str:
     """The checked-out commit, with a mark where code that is measured differs from it; "no commit" without git."""
+    git = ("git", "-C", str(root))
+    changed = output(*git, "status", "--porcelain", "--", "models", "benchmarks/*.py", "distill")
+    return (output(*git, "rev-parse", "--short", "HEAD") or "no commit") + (" with changes" if changed else "")
 
-    def git(*words: str) -> str:
-        try:
-            return subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True).stdout.strip()
-        except FileNotFoundError:
-            return ""
 
-    changed = git("status", "--porcelain", "--", "models", "benchmarks/*.py", "distill")
-    return (git("rev-parse", "--short", "HEAD") or "no commit") + (" with changes" if changed else "")
+def output(*words: str) -> str:
+    """What a program prints; nothing where it fails or is not there."""
+    try:
+        done = subprocess.run(words, capture_output=True, text=True)
+    except FileNotFoundError:
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""

@@ -11,7 +11,6 @@ from __future__ import annotations
 import importlib
 import math
 import platform
-import subprocess
 import sys
 from importlib.metadata import version
 from pathlib import Path
@@ -19,6 +18,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from benchmarks import machine
 from benchmarks.contestants import Contestant, Settings
 
 GET_AUTHORS = "git clone https://github.com/Tab-ct/rate-based-backpropagation DIR"
@@ -54,7 +54,7 @@ def authors(settings: Settings) -> Contestant:
         "python": platform.python_version(),
         "torch": version("torch"),
         "spikingjelly": version("spikingjelly"),
-        "authors": _commit(repository),
+        "authors": machine.output("git", "-C", str(repository), "rev-parse", "HEAD")[:12] or "unknown commit",
     }
     return Contestant(
         network=network,
@@ -131,11 +131,3 @@ def _folder(option: str, path: Path | None, holds: str, how_to_get: str) -> Path
     if not (path / holds).exists():
         raise FileNotFoundError(f"{option} {path} holds no {holds}; to get it: {how_to_get}")
     return path
-
-
-def _commit(repository: Path) -> str:
-    try:
-        done = subprocess.run(["git", "-C", str(repository), "rev-parse", "HEAD"], capture_output=True, text=True)
-    except FileNotFoundError:  # a machine without git
-        return "unknown commit"
-    return done.stdout.strip()[:12] or "unknown commit"

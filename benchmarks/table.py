@@ -177,7 +177,7 @@ def _growth(records: Sequence[Record]) -> str:
         (
             str(r["timesteps"]),
             r["precision"],
-            *("-" if r[name] is None else f"{r[name]:.1f} ({ratio(r[name], results[0][name])})" for name in names),
+            *(f"{r[name]:.1f} ({ratio(r[name], results[0][name])})" for name in names),
         )
         for r in results
     ]

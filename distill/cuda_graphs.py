@@ -25,6 +25,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from distill.meters import recorded_rates
 from distill.train_config import TrainConfig
+from models.compiling import first_line
 
 log = logging.getLogger(__name__)
 
@@ -112,7 +113,7 @@ class CudaGraphs:
                     torch.cuda.make_graphed_callables(made, (static,), **how)  # in the place of made.forward
             except RuntimeError as error:  # what is left of a capture would make later errors harder to understand
                 raise RuntimeError(
-                    f"a training step could not be captured as CUDA graphs: {_first_line(error)}; "
+                    f"a training step could not be captured as CUDA graphs: {first_line(error)}; "
                     "--train.cuda_graphs false leaves them out"
                 ) from error
         if not self._passes:
@@ -194,7 +195,7 @@ def _trial(made: _Pass, images: Tensor) -> str | None:
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:
-        return _first_line(error)
+        return first_line(error)
     torch.cuda.synchronize(device)
     needed = ROOM * (torch.cuda.max_memory_allocated(device) - before)
     torch.cuda.empty_cache()
@@ -246,8 +247,3 @@ def _minds_other_threads() -> bool:
 
 def _hashable(options: Mapping[str, Any]) -> Hashable:
     return tuple((name, tuple(v) if isinstance(v, list) else v) for name, v in sorted(options.items()))
-
-
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip()
-    return f"{type(error).__name__}: {text.splitlines()[0] if text else ''}"

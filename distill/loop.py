@@ -9,7 +9,7 @@ import contextlib
 import logging
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -170,7 +170,9 @@ class _Fit:
         if resume:
             self._resume()
         evaluation = None
-        with INTERRUPTION.listening(), self._graphs_closed():
+        # behind it the graphs' memory is free for what follows the training
+        graphs = contextlib.nullcontext() if self.graphs is None else contextlib.closing(self.graphs)
+        with INTERRUPTION.listening(), graphs:
             while self.progress.epochs < self.config.epochs:
                 evaluation = self._epoch()
                 INTERRUPTION.leave_if_asked(
@@ -184,15 +186,6 @@ class _Fit:
         lines = [line for line in self.folder.metrics() if line["stage"] == self.stage]
         seconds, images = (sum(line[name] for line in lines) for name in ("train_seconds", "images"))
         return FitResult(self.model.eval(), evaluation, seconds, images)
-
-    @contextlib.contextmanager
-    def _graphs_closed(self) -> Iterator[None]:
-        """Behind it the graphs' memory is free for what follows the training."""
-        try:
-            yield
-        finally:
-            if self.graphs is not None:
-                self.graphs.close()
 
     def _epoch(self) -> Mapping[str, float]:
         """The rest of the epoch that runs, its evaluation, its line of metrics, its checkpoint."""

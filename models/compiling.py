@@ -64,12 +64,13 @@ def compilable(kernel: Callable) -> Callable:
             )  # what is wrong with the numbers themselves is raised here, and is not the compiler's
             compile_kernels(False)
             log.warning(
-                "fused passes run uncompiled, several times slower: torch.compile failed (%s)", _first_line(error)
+                "fused passes run uncompiled, several times slower: torch.compile failed (%s)", first_line(error)
             )
             return result
 
     return call
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
+    """An error's type and the first line of what it says."""
     return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"

@@ -35,7 +35,7 @@ def channels_are_last(like: Tensor) -> bool:
 
 def images_apart(x: Tensor, like: Tensor, steps: int) -> Tensor:
     """A layout whose images have an axis of their own: (S, B, C), (S, B, pixels, C) or (S, B, C, pixels); a view."""
-    return x.unflatten(1, (like.shape[0] // steps, -1)) if is_channels_last(like) else x
+    return x.unflatten(1, (like.shape[0] // steps, like.shape[2] * like.shape[3])) if is_channels_last(like) else x
 
 
 def sum_of_images(x: Tensor, channels_last: bool) -> Tensor:

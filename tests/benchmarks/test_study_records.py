@@ -16,6 +16,7 @@ def test_a_record_holds_what_the_run_folder_says(tmp_path):
     assert found["hybrid_top1"] == {"layer1": 81.0, "layer2": 72.0} and found["processes"] == 2
     energies = [found[f"{who}{kind}_uj"] for who in ("", "teacher_") for kind in ("compute", "memory")]
     assert energies == [10.0, 400.0, 80.0, 200.0]
+    assert found["gpu"] is None  # runs of before it was kept
     assert found["train_seconds"] == 150.0 and found["images_per_second"] == 16.0  # 2400 images in 150 s
     assert found["wall_seconds"] == 300.0 and found["peak_mb"] == 900.0
     assert found["curve"] == [[1, 51.2346, 60.0], [2, 61.2346, 150.0]]

@@ -43,7 +43,8 @@ def fake(monkeypatch):
     return how
 
 
-def test_rows_that_fail_do_not_keep_the_others_from_running(place, fake, capsys):
+def test_rows_that_fail_do_not_keep_the_others_from_running(place, fake, capsys, monkeypatch):
+    monkeypatch.setattr(running.machine, "gpu", lambda: "a GPU")
     fake["scratch"] = "fails"
     with pytest.raises(SystemExit) as end:
         program.main(arguments(place, "scratch", "kd", "bptt", "--seeds", "0"))
@@ -59,7 +60,7 @@ def test_rows_that_fail_do_not_keep_the_others_from_running(place, fake, capsys)
     assert [p["status"] for p in kept["processes"]] == [1, 0] and [p["resumed"] for p in kept["processes"]] == [0, 1]
     assert kept["wall_seconds"] == sum(p["seconds"] for p in kept["processes"])
     assert kept["peak_rss_mb"] == max(p["peak_rss_mb"] for p in kept["processes"]) > 1
-    assert kept["finished"] and kept["row"] == "scratch" and kept["threads"] == 1
+    assert kept["finished"] and kept["row"] == "scratch" and kept["threads"] == 1 and kept["gpu"] == "a GPU"
 
 
 def test_ctrl_c_asks_the_run_to_save_and_notes_what_it_took(place, fake, monkeypatch):

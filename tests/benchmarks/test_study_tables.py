@@ -140,3 +140,12 @@ def test_a_table_of_nothing_says_where_it_looked(tmp_path, capsys):
     with pytest.raises(SystemExit):
         program.main(["table", "--runs", str(tmp_path / "none"), "--results", str(tmp_path)])
     assert "is no folder" in capsys.readouterr().err
+
+
+def test_a_gpu_is_the_machine_where_there_is_one():
+    record = {"cpu": "a processor", "threads": 2}
+    assert [tables.machine_of(record | more) for more in ({}, {"gpu": None}, {"gpu": "a GPU"})] == [
+        "a processor, 2 threads",
+        "a processor, 2 threads",
+        "a GPU, a processor",
+    ]

@@ -16,6 +16,7 @@ from benchmarks import compare, measure, plan, table, training_step
 from benchmarks.contestants import Settings, contestant
 from benchmarks.measure import Step, saved_bytes
 from benchmarks.peers import authors, spikingjelly
+from distill.cuda_graphs import GRAPHED
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = {"width": 8, "image_size": 8, "batch": 2, "timesteps": 2, "compiled": False}
@@ -74,6 +75,7 @@ def saved():
 
 def test_every_rule_runs(saved):
     assert plan.ALGORITHMS + models.FEEDBACK_ALGORITHMS == models.ALGORITHMS
+    assert plan.GRAPHED == GRAPHED
     assert all(megabytes > 0 for megabytes in saved.values())
 
 
@@ -227,6 +229,9 @@ def options(tmp_path, **changed):
     return argparse.Namespace(**made | changed)
 
 
+ON_CPU = {"precisions": ["fp32"], "algorithms": ["rate_m"], "formats": ["contiguous"]}
+
+
 def test_a_row_that_exists_is_not_measured_again_and_a_failed_one_is(tmp_path, monkeypatch):
     commands = []
 
@@ -263,3 +268,32 @@ def test_the_plan_takes_the_peers_faster_setting(tmp_path):
     assert {row.batch for row in memory} == {16, 64}
     assert {tuple(sorted(row.environment)) for row in memory} == {("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_")}
     assert [row.timesteps for row in plan.rows("growth", chosen, [])] == [2, 4, 8, 16]
+
+
+def test_on_a_gpu_ours_run_as_graphs_too_and_alone_in_turns(tmp_path):
+    chosen = options(
+        tmp_path, device="cuda", precisions=["bf16"], algorithms=["rate_m", "ottt"], formats=["contiguous"]
+    )
+    ours = {group: [row for row in plan.rows(group, chosen, []) if row.peer is None] for group in plan.GROUPS}
+    speed = [(row.algorithm, row.cuda_graphs) for row in ours["speed"]]
+    assert speed == [("rate_m", False), ("ottt", False), ("rate_m", True)]
+    assert all(row.cuda_graphs for row in ours["headline"])
+    assert not any(row.cuda_graphs for row in ours["memory"] + ours["growth"])
+    assert ["--cuda-graphs" in row.arguments(chosen) for row in ours["speed"]] == [False, False, True]
+    assert not any(
+        row.cuda_graphs for group in plan.GROUPS for row in plan.rows(group, options(tmp_path, **ON_CPU), [])
+    )
+
+
+def test_what_cannot_be_seen_of_a_graph_is_a_dash():
+    graphed = result(None, "rate_m", 40.0) | {"cuda_graphs": True, "device": "a GPU", "non_convolution_share": None}
+    graphed |= {"peak_memory_mb": None, "saved_activation_mb": None}
+    text = table.markdown([record("speed", graphed)], "python")
+    found = line_with(text, "SpikeSwap, CUDA graphs")
+    assert found[8:11] == ["800.0 [1.0, 2.0]", "3.0", "16.0"] and found[11:] == ["-", "-", "-", "99"]
+
+
+@pytest.mark.parametrize("change", [{"device": "cpu"}, {"device": "cuda", "algorithm": "ottt"}])
+def test_graphs_need_a_gpu_and_a_rule_that_they_serve(change):
+    with pytest.raises(ValueError, match="cuda_graphs needs device 'cuda' and an algorithm of"):
+        contestant(Settings(cuda_graphs=True, **change))
