@@ -1,8 +1,9 @@
 """A spike train in little memory: what gradient checkpointing keeps of the input of a block.
 
 To run a block a second time takes its input's T steps, which the backward pass of the rates does not keep. Spikes are
-a bit each: a byte of T <= 8 steps, in place of T numbers. Sums of spikes are a byte each; whatever else a stream holds
-(currents, averages) is kept as it is. Rates that are the mean of the stream to the last bit are not kept at all.
+a bit each: a byte of T <= 8 steps, in place of T numbers (those of a rate pass are at hand so: `models.spike_bits`).
+Sums of spikes are a byte each; whatever else a stream holds (currents, averages) is kept as it is. Rates that are the
+mean of the stream to the last bit are not kept at all.
 
 Shapes: T time steps, S stored steps (1 or T), B images, C channels.
 """
@@ -20,11 +21,9 @@ from torch import Tensor
 from models.layout import mean_over_steps
 from models.linear_rate import Counts
 from models.normalization import Norm
+from models.spike_bits import BITS, SpikeBits
 from models.spiketrain import SpikeTrain
 from models.term import Term
-
-BITS = 8
-"""Steps of a spike train that one byte holds."""
 
 Restore = Callable[[Iterator[Tensor]], Tensor]
 """Takes what it needs from the kept tensors, in their order, and makes the tensor that was."""
@@ -62,6 +61,8 @@ class _KeptTerm(NamedTuple):
 
     steps: int
     norm: Norm | None
+    bits_of: torch.dtype | None
+    """The type of the spikes whose bits are kept; None where the stream is."""
     stream: Restore
     stream_needs_grad: bool
     rate: Restore | None
@@ -73,9 +74,14 @@ class _KeptTerm(NamedTuple):
 
 
 def _keep_term(term: Term, train: SpikeTrain, tensors: list[Tensor]) -> _KeptTerm:
-    spikes = term.counts is not None
-    packed, stream = ([term.stream.detach()], next) if term.norm else pack(term.stream, term.steps, spikes)
-    tensors += packed
+    stream: Restore = next
+    if term.bits is not None:
+        tensors.append(term.bits.bytes)
+    elif term.norm is not None:
+        tensors.append(term.stream.detach())
+    else:
+        packed, stream = pack(term.stream, term.steps)
+        tensors += packed
     rate = term.rate_before_norm() if train.has_rate else None
     kept: Restore | None = None
     if rate is not None:
@@ -86,6 +92,7 @@ def _keep_term(term: Term, train: SpikeTrain, tensors: list[Tensor]) -> _KeptTer
     return _KeptTerm(
         steps=term.steps,
         norm=term.norm,
+        bits_of=None if term.bits is None else term.bits.dtype,
         stream=stream,
         stream_needs_grad=train.streams_have_graph and term.stream.requires_grad,
         rate=kept,
@@ -96,47 +103,46 @@ def _keep_term(term: Term, train: SpikeTrain, tensors: list[Tensor]) -> _KeptTer
 
 
 def _restore_term(term: _KeptTerm, timesteps: int, given: Iterator[Tensor]) -> Term:
-    stream = term.stream(given)
-    counts = rate = None
-    if term.counted:
-        counts = Counts(stream.unflatten(0, (term.steps, -1)).sum(0).to(torch.uint8), timesteps)
-    if term.rate is not None:
-        rate = term.rate(given)
-    elif term.rate_dtype is not None:
-        rate = counts.rate(term.rate_dtype) if counts else mean_over_steps(stream, term.steps)
-    rate = None if rate is None else _leaf(rate, term.rate_needs_grad)
-    return Term(_leaf(stream, term.stream_needs_grad), term.steps, norm=term.norm, _rate=rate, counts=counts)
+    numbers = term.stream(given)
+    if term.bits_of is None:
+        again = Term(_leaf(numbers, term.stream_needs_grad), term.steps, norm=term.norm)
+    else:
+        bits = SpikeBits(numbers, timesteps, term.bits_of)
+        counts = Counts(bits.counts(), timesteps) if term.counted else None
+        again = Term(None, term.steps, norm=term.norm, counts=counts, bits=bits)
+    if term.rate_dtype is not None:
+        if term.rate is not None:
+            rate = term.rate(given)
+        else:
+            rate = again.counts.rate(term.rate_dtype) if again.counts else mean_over_steps(again.stream, term.steps)
+        again._rate = _leaf(rate, term.rate_needs_grad)
+    return again
 
 
 def _leaf(x: Tensor, needs_grad: bool) -> Tensor:
     return x.detach().requires_grad_(needs_grad)  # an alias: what is kept may be asked for again
 
 
-def pack(stream: Tensor, steps: int, spikes: bool = False) -> tuple[list[Tensor], Restore]:
+def pack(stream: Tensor, steps: int) -> tuple[list[Tensor], Restore]:
     """The stream (S*B, C, ...) in as few bytes as it fits in, and what unpacks it, bit for bit.
 
     It looks at the numbers, which on a GPU waits for them, once or twice.
-
-    Args:
-        spikes: whether they are known to be 0 and 1: then it need not look.
     """
     like = torch.empty_like(stream, device="meta")
     whole: list[Tensor] = []
     facts = []  # of each step whether it is whole numbers that fit a byte, and the largest
     for step in stream.detach().unflatten(0, (steps, -1)):  # one at a time: T steps are a lot of memory
         number = step.to(torch.uint8)
-        if not spikes:
-            again = number.to(step.dtype)
-            if step.numel() == 0 or (not whole and not torch.equal(again, step)):  # of currents the first step tells
-                return [stream.detach()], next
-            facts.append(torch.stack([(again == step).all().to(torch.uint8), number.max()]))
-        whole.append(number)
-    if not spikes:
-        same_numbers, largest = torch.stack(facts, 1).tolist()
-        if not all(same_numbers):
+        again = number.to(step.dtype)
+        if step.numel() == 0 or (not whole and not torch.equal(again, step)):  # of currents the first step tells
             return [stream.detach()], next
-        if max(largest) > 1:
-            return whole, functools.partial(_unpack, steps=steps, like=like, bits=1)
+        facts.append(torch.stack([(again == step).all().to(torch.uint8), number.max()]))
+        whole.append(number)
+    same_numbers, largest = torch.stack(facts, 1).tolist()
+    if not all(same_numbers):
+        return [stream.detach()], next
+    if max(largest) > 1:
+        return whole, functools.partial(_unpack, steps=steps, like=like, bits=1)
     packed = []
     for start in range(0, steps, BITS):
         shifted = (number << t for t, number in enumerate(whole[start : start + BITS]))

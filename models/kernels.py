@@ -3,7 +3,8 @@
 Pure functions of tensors in the layout in which their memory lies, time first: (S, rows, C) for channels_last and
 for vectors, (S, B, C, pixels) otherwise. `torch.compile` turns each into one loop over the stream (`models.compiling`).
 
-Shapes: T steps, S stored steps (1 or T), B images, C channels. Numbers are computed at least in float32.
+Shapes: T steps, S stored steps (1 or T), B images, C channels, K = ceil(T / 8) bytes of spikes as bits
+(`models.spike_bits`). Numbers are computed at least in float32.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from models.layout import (
     mean_over_steps,
     sum_of_images,
 )
+from models.spike_bits import BITS, bytes_of, spikes_of_step
 
 Affine = tuple[Tensor, Tensor] | None
 """Scale and shift of each channel, (C,) each; None for 1 and 0."""
@@ -103,8 +105,8 @@ def fire_with_rate(
     timesteps: int,
     neuron: NeuronConfig,
     leak: Leak,
-) -> tuple[Tensor, Means]:
-    """The spikes, their mean over time r, kappa = dr/dcbar and, for a learned leak, chi = dr/dleak.
+) -> tuple[Tensor, Tensor, Means]:
+    """The spikes, also as bits, their mean over time r, kappa = dr/dcbar and, for a learned leak, chi = dr/dleak.
 
     Yu et al., NeurIPS 2024, section 4.2. With h_t the surrogate derivative alpha g (1 - g),
     g = sigmoid(alpha (u_t - threshold)), and v_t the membrane after the reset,
@@ -117,20 +119,22 @@ def fire_with_rate(
     (u_{t+1} = leak v_t + c_{t+1}): our extension of the rule to the learnable leak of Fang et al., ICCV 2021.
 
     Args:
-        folded: the addends of the input current, (S*B, C, ...) each.
+        folded: the addends of the input current, (S*B, C, ...) each; spikes may be given as bits, uint8 (K*B, C, ...),
+            but for the first addend.
         affine: scale and shift of each addend.
-        steps: S of each addend, 1 or T.
+        steps: S of each addend, 1 or T; K of bits.
         timesteps: T.
         leak: a tensor where it is learned, for which alone chi is computed.
 
     Returns:
-        spikes (T*B, C, ...) and the means, in the type of the first addend.
+        spikes (T*B, C, ...), in the type of the first addend; the same as bits, uint8 (K*B, C, ...); and the means, in
+        that type, too.
     """
     like, streams, maps = _prepare(folded, steps, affine)
     fire_all = _fire_in_pieces if is_compiling() and like.device.type == "cpu" else _fire_whole
-    spikes, *means = fire_all(streams, maps, timesteps, neuron, leak)
+    spikes, bits, *means = fire_all(streams, maps, timesteps, neuron, leak)
     shaped = (x if x is None else from_layout(x[None], like) for x in means)
-    return from_layout(spikes, like), Means(*shaped)  # type: ignore[arg-type]  # only the last two may be None
+    return from_layout(spikes, like), from_layout(bits, like), Means(*shaped)  # type: ignore[arg-type]  # only the last two may be None
 
 
 PIECE = 2**18
@@ -150,6 +154,7 @@ def _fire_in_pieces(streams: list[Tensor], maps: list, timesteps: int, neuron: N
     """
     shape, rows = streams[0].shape[1:], streams[0].shape[1]
     spikes = streams[0].new_empty(timesteps, *shape)
+    bits = spikes.new_empty(bytes_of(timesteps), *shape, dtype=torch.uint8)
     means = [spikes.new_empty(shape) for _ in range(3 if isinstance(leak, Tensor) else 2)]
     if timesteps <= MAX_COUNT:
         means.append(spikes.new_empty(shape, dtype=torch.uint8))
@@ -157,11 +162,10 @@ def _fire_in_pieces(streams: list[Tensor], maps: list, timesteps: int, neuron: N
     piece = max(1, PIECE * rows // numbers)
     for start in range(0, rows, piece):
         part = slice(start, start + piece)
-        _fire_into(
-            [s[:, part] for s in streams], maps, timesteps, neuron, leak, spikes[:, part], [m[part] for m in means]
-        )
+        written = [spikes[:, part], bits[:, part], *(m[part] for m in means)]
+        _fire_into([s[:, part] for s in streams], maps, timesteps, neuron, leak, written)
     counts = means.pop() if timesteps <= MAX_COUNT else None
-    return spikes, *means, *[None] * (3 - len(means)), counts
+    return spikes, bits, *means, *[None] * (3 - len(means)), counts
 
 
 def fire_once(
@@ -233,13 +237,12 @@ def _fire(streams: list[Tensor], maps: list, timesteps: int, neuron: NeuronConfi
 
 @compilable
 def _fire_into(
-    streams: list[Tensor], maps: list, timesteps: int, neuron: NeuronConfig, leak: Leak, spikes: Tensor, means: list
+    streams: list[Tensor], maps: list, timesteps: int, neuron: NeuronConfig, leak: Leak, written: list[Tensor]
 ) -> None:
     """`_fire_with_rate` that writes what it finds into tensors."""
-    found, *found_means = _fire_with_rate(streams, maps, timesteps, neuron, leak)
-    spikes.copy_(found)
-    for mean, found_mean in zip(means, [m for m in found_means if m is not None], strict=True):
-        mean.copy_(found_mean)
+    found = [x for x in _fire_with_rate(streams, maps, timesteps, neuron, leak) if x is not None]
+    for tensor, value in zip(written, found, strict=True):
+        tensor.copy_(value)
 
 
 def _fire_with_rate(streams: list[Tensor], maps: list, timesteps: int, neuron: NeuronConfig, leak: Leak):
@@ -251,7 +254,8 @@ def _fire_with_rate(streams: list[Tensor], maps: list, timesteps: int, neuron: N
     kappa: Any = 0.0
     p: Any = 0.0
     chi: Any = 0.0
-    spikes = []
+    byte: Any = 0.0
+    spikes, packed = [], []
     for t in range(timesteps):
         u, s, v = step(_current(streams, maps, t), v, leak, neuron)
         h = surrogate_derivative(u, neuron)
@@ -259,12 +263,17 @@ def _fire_with_rate(streams: list[Tensor], maps: list, timesteps: int, neuron: N
         spikes.append(s.to(dtype))
         # the sum in the type of the membrane, of the spikes as they are given: of half-precision ones that nothing else
         # reads, the compiler for GPUs would run all steps before anew for each step of the stack
-        rate, kappa, e = rate + (spikes[t] if t else s), kappa + e * h, 1 + a * e
+        given = spikes[t].to(v.dtype) if t else s
+        rate, kappa, e = rate + given, kappa + e * h, 1 + a * e
+        byte = byte + given * 2.0 ** (t % BITS)
         if learned:
             chi, p = chi + p * h, v + a * p
+        if t % BITS == BITS - 1 or t == timesteps - 1:
+            packed.append(byte.to(torch.uint8))
+            byte = 0.0
     means = [(rate / timesteps).to(dtype), (kappa / timesteps).to(dtype)]
     means += [(chi / timesteps).to(dtype) if learned else None]
-    return torch.stack(spikes), *means, rate.to(torch.uint8) if timesteps <= MAX_COUNT else None
+    return torch.stack(spikes), torch.stack(packed), *means, rate.to(torch.uint8) if timesteps <= MAX_COUNT else None
 
 
 @compilable
@@ -290,7 +299,8 @@ def _current(streams: list[Tensor], maps: list, t: int) -> Tensor:
     """The input current of step t: the sum of the addends, each scaled and shifted."""
     total: Any = None
     for stream, affine in zip(streams, maps, strict=True):
-        x = stream[t if stream.shape[0] > 1 else 0]
+        as_bits = stream.dtype == torch.uint8
+        x = spikes_of_step(stream, t) if as_bits else stream[t if stream.shape[0] > 1 else 0]
         x = at_least_float32(x)
         x = x if affine is None else x * affine[0] + affine[1]
         total = x if total is None else total + x

@@ -21,6 +21,7 @@ from models.layout import at_least_float32
 from models.linear_rate import Counts
 from models.norm_backward import norms_backward
 from models.normalization import Norm
+from models.spike_bits import SpikeBits
 from models.spiketrain import SpikeTrain
 from models.tape import Membrane
 from models.term import Term
@@ -66,28 +67,36 @@ class SpikingNeuron(SimpleBaseNode):
 
     def _plain_pass(self, x: SpikeTrain) -> SpikeTrain:
         with torch.no_grad():
-            steps = [term.steps for term in x.terms]
-            return x.derive(fire(*_currents(x), steps, x.timesteps, self.config, self.leak), x.timesteps)
+            streams, maps, steps = _currents(x)
+            return x.derive(fire(streams, maps, steps, x.timesteps, self.config, self.leak), x.timesteps)
 
     def _plain_step_pass(self, x: SpikeTrain) -> SpikeTrain:
         """Inference a step at a time; the membranes lie on the tape, where each call of this module has its own."""
         assert x.tape is not None
         membrane = x.tape.record(Membrane)
         with torch.no_grad():
-            spikes, membrane.state = fire_next(*_currents(x), membrane.state, self.config, self.leak)
+            streams, maps, _ = _currents(x)
+            spikes, membrane.state = fire_next(streams, maps, membrane.state, self.config, self.leak)
         return x.derive(spikes, 1)
 
     def _rate_pass(self, x: SpikeTrain) -> SpikeTrain:
         with torch.no_grad():
-            steps = [term.steps for term in x.terms]
-            spikes, means = fire_with_rate(*_currents(x), steps, x.timesteps, self.config, self.leak)
-        return x.derive(spikes, x.timesteps, rate=self._linked(x, means), counts=_packed(means, x.timesteps))
+            streams, maps, steps = _currents(x)
+            spikes, bits, means = fire_with_rate(streams, maps, steps, x.timesteps, self.config, self.leak)
+        return x.derive(
+            spikes,
+            x.timesteps,
+            rate=self._linked(x, means),
+            counts=_packed(means, x.timesteps),
+            bits=SpikeBits(bits, x.timesteps, spikes.dtype),
+        )
 
     def _step_pass(self, x: SpikeTrain) -> SpikeTrain:
         """rate_s: one step without a graph; the state lies on the tape, where each call of this module has its own."""
         assert x.tape is not None
         membrane = x.tape.record(Membrane)
-        spikes, membrane.state = fire_once(*_currents(x), membrane.state, self.config, self.leak)
+        streams, maps, _ = _currents(x)
+        spikes, membrane.state = fire_once(streams, maps, membrane.state, self.config, self.leak)
         membrane.like = torch.empty_like(spikes, device="meta")
         return x.derive(spikes, 1)
 
@@ -155,10 +164,19 @@ def _packed(means: Means, timesteps: int) -> Counts | None:
     return None if means.counts is None else Counts(means.counts, timesteps)
 
 
-def _currents(x: SpikeTrain) -> tuple[list[Tensor], list[Affine]]:
-    """The addends of the input current and the scale and shift of each."""
+def _currents(x: SpikeTrain) -> tuple[list[Tensor], list[Affine], list[int]]:
+    """The addends of the input current, the scale and shift of each, and how many steps, or bytes of bits, it stores.
+
+    Spikes that only bits are left of are given as bits; the first addend, whose type and memory format the layer's
+    spikes get, is given as numbers.
+    """
     maps = [None if term.norm is None else term.norm.scale_and_shift() for term in x.terms]
-    return [term.stream for term in x.terms], maps
+    streams, steps = [x.terms[0].stream], [x.terms[0].steps]
+    for term in x.terms[1:]:
+        as_bits = term.bits is not None and term.numbers is None
+        streams.append(term.bits.bytes if as_bits else term.stream)  # type: ignore[union-attr]
+        steps.append(term.bits.stored if as_bits else term.steps)  # type: ignore[union-attr]
+    return streams, maps, steps
 
 
 def _rate_inputs(term: Term) -> tuple[Tensor, Tensor | None, Tensor | None]:

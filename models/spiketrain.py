@@ -34,6 +34,7 @@ from torch import Tensor
 
 from models.layout import mean_over_steps
 from models.linear_rate import Counts
+from models.spike_bits import SpikeBits
 from models.tape import Mean, Tape
 from models.term import Term
 
@@ -97,6 +98,7 @@ class SpikeTrain:
         rate: Tensor | None = None,
         link: Callable[[Tensor], Tensor] | None = None,
         counts: Counts | None = None,
+        bits: SpikeBits | None = None,
         trace: Tensor | None = None,
     ) -> SpikeTrain:
         """A train of the same pass from a folded stream and, in a rate pass, its rate or the link that makes it."""
@@ -113,7 +115,7 @@ class SpikeTrain:
         if self.kind != "rate":
             rate = link = None
         assert stream is not None
-        return self.of_terms(Term(stream, steps, link=link, _rate=rate, counts=counts, trace=trace))
+        return self.of_terms(Term(stream, steps, link=link, _rate=rate, counts=counts, bits=bits, trace=trace))
 
     def of_terms(self, *terms: Term) -> SpikeTrain:
         """A train of the same pass."""
@@ -169,6 +171,11 @@ class SpikeTrain:
         """The stored steps, (S*B, C, ...)."""
         return self.single().stream
 
+    def release(self) -> None:
+        """What a layer that has read the stream says: spikes stay as bits, until another one asks for the numbers."""
+        for term in self.terms:
+            term.release()
+
     @property
     def steps(self) -> int:
         """How many steps are stored: 1 if the train is constant over time, else T."""
@@ -196,26 +203,25 @@ class SpikeTrain:
     @property
     def shape(self) -> torch.Size:
         """The shape of one step, (B, C, ...)."""
-        term = self.terms[0]
-        return torch.Size((term.stream.shape[0] // term.steps, *term.stream.shape[1:]))
+        return self.terms[0].shape
 
     def size(self, dim: int | None = None):
         return self.shape if dim is None else self.shape[dim]
 
     @property
     def ndim(self) -> int:
-        return self.terms[0].stream.ndim
+        return len(self.shape)
 
     def dim(self) -> int:
         return self.ndim
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.terms[0].stream.dtype
+        return self.terms[0].dtype
 
     @property
     def device(self) -> torch.device:
-        return self.terms[0].stream.device
+        return self.terms[0].device
 
     @property
     def requires_grad(self) -> bool:
@@ -225,10 +231,14 @@ class SpikeTrain:
         return True
 
     def new_empty(self, *args: Any, **kwargs: Any) -> Tensor:
-        return self.terms[0].stream.new_empty(*args, **kwargs)
+        return self._like().new_empty(*args, **kwargs)
 
     def new_ones(self, *args: Any, **kwargs: Any) -> Tensor:
-        return self.terms[0].stream.new_ones(*args, **kwargs)
+        return self._like().new_ones(*args, **kwargs)
+
+    def _like(self) -> Tensor:
+        """A tensor of the train's type and device."""
+        return torch.empty(0, dtype=self.dtype, device=self.device)
 
     def __len__(self) -> int:
         return self.shape[0]

@@ -15,6 +15,7 @@ from torch import Tensor
 from models.layout import mean_over_steps
 from models.linear_rate import Counts
 from models.normalization import Norm
+from models.spike_bits import SpikeBits
 
 
 @dataclass(slots=True, eq=False)
@@ -22,23 +23,54 @@ class Term:
     """One addend of a lazy stream: ``norm(stream)``, with the rate of the stream *before* the norm.
 
     Args:
-        stream: (S*B, C, ...), folded.
+        numbers: the stream, (S*B, C, ...), folded; None for what `bits` are given of.
         steps: S, either 1 (constant over time) or T.
         link: given the mean of `stream` over time, returns it as a tensor with the graph of the rate
             rule that made this term; None outside of a rate pass.
         norm: an affine map per channel that is still to be applied to both.
         counts: the rate, in a quarter of its memory, where it is that of a layer of neurons.
+        bits: the stream in little memory, where it is spikes of a rate pass.
         trace: of an OTTT pass, what stands for the spikes in the gradients of weights: (B, C, ...), without a graph.
     """
 
-    stream: Tensor
+    numbers: Tensor | None
     steps: int
     link: Callable[[Tensor], Tensor] | None = None
     norm: Norm | None = None
     _rate: Tensor | None = None
     counts: Counts | None = None
+    bits: SpikeBits | None = None
     trace: Tensor | None = None
     _grad_enabled: bool = field(default_factory=torch.is_grad_enabled)
+
+    @property
+    def stream(self) -> Tensor:
+        """(S*B, C, ...), folded; made from the bits where it was let go of."""
+        if self.numbers is not None:
+            return self.numbers
+        assert self.bits is not None
+        return self.bits.stream()
+
+    def release(self) -> None:
+        """Lets go of the numbers where there are bits: those who hold this term mostly do so only for later."""
+        if self.bits is not None:
+            self.numbers = None
+
+    @property
+    def shape(self) -> torch.Size:
+        """Of one step, (B, C, ...)."""
+        if self.numbers is None:
+            assert self.bits is not None
+            return self.bits.shape
+        return torch.Size((self.numbers.shape[0] // self.steps, *self.numbers.shape[1:]))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.numbers.dtype if self.numbers is not None else self.bits.dtype  # type: ignore[union-attr]
+
+    @property
+    def device(self) -> torch.device:
+        return self.numbers.device if self.numbers is not None else self.bits.bytes.device  # type: ignore[union-attr]
 
     def rate_before_norm(self, value: Tensor | None = None) -> Tensor:
         """The rate before `norm`, (B, C, ...); `value` is the mean of the stream where it is known already."""

@@ -26,7 +26,9 @@ def affine(x: SpikeTrain, function: Callable[[Tensor], Tensor]) -> SpikeTrain:
     """Applies a map that is affine for each image by itself, on the stream and on the rate (and on OTTT's trace)."""
     stream = x.on_streams(function, x.folded)
     rate = function(x.rate) if x.has_rate else None
-    return x.derive(stream, x.steps, rate=rate, trace=on_traces(function, x))
+    trace = on_traces(function, x)
+    x.release()
+    return x.derive(stream, x.steps, rate=rate, trace=trace)
 
 
 def on_traces(function: Callable[..., Tensor], *trains: SpikeTrain) -> Tensor | None:

@@ -63,6 +63,7 @@ def linear_map(x: SpikeTrain, function: Callable, at_rate: Callable) -> SpikeTra
         return x.derive(at_rate(WithValue.apply(x.folded, x.trace), value, None), 1)
     stream = x.on_streams(function, x.folded)
     rate, counts = x.rate if x.has_rate else None, x.single().counts
+    x.release()
     return x.derive(stream, x.steps, link=lambda value: at_rate(rate, value, counts))
 
 
@@ -169,6 +170,7 @@ def _max_pool(function: Callable) -> Callable:
         stream = x.on_streams(pool, x.folded)
         rate = x.rate if x.has_rate else None
         trace = on_traces(pool, x)
+        x.release()
         return x.derive(stream, x.steps, link=lambda value: WithValue.apply(pool(rate), value), trace=trace)
 
     return rule

@@ -37,7 +37,7 @@ def test_moments_are_at_least_float32_and_over_all_steps(dtype, steps, channels_
 
 def test_rates_of_half_precision_spikes_are_counted_in_float32():
     current = torch.ones(1, 2, 1).bfloat16()
-    spikes, means = kernels.fire_with_rate([current], [None], [1], 300, NeuronConfig(leak=1.0), 1.0)
+    spikes, _, means = kernels.fire_with_rate([current], [None], [1], 300, NeuronConfig(leak=1.0), 1.0)
     assert spikes.dtype == means.rate.dtype == torch.bfloat16
     assert spikes.all() and (means.rate == 1).all()  # bfloat16 itself counts to 256
 
@@ -76,12 +76,11 @@ def test_a_layer_is_fired_in_pieces_with_a_smaller_last_one(monkeypatch):
     cut = []
     written = kernels._fire_with_rate
 
-    def into(streams, maps, timesteps, neuron, leak, spikes, means):
+    def into(streams, maps, timesteps, neuron, leak, places):
         cut.append(streams[0].shape[1])
-        for place, found in zip(
-            [spikes, *means], [x for x in written(streams, maps, 3, neuron, leak) if x is not None], strict=True
-        ):
-            place.copy_(found)
+        found = [x for x in written(streams, maps, 3, neuron, leak) if x is not None]
+        for place, value in zip(places, found, strict=True):
+            place.copy_(value)
 
     monkeypatch.setattr(kernels, "_fire_into", into)
     monkeypatch.setattr(kernels, "PIECE", 100)

@@ -1,0 +1,132 @@
+"""Spikes as bits: the bytes by hand, the way back, neurons that read them, and what lives while a network trains."""
+
+import gc
+
+import pytest
+import torch
+from toy_networks import Residual, generic, spiking
+
+from models import NeuronConfig, SpikeTrain, SpikingNeuron, compile_kernels, kernels
+from models.spike_bits import SpikeBits
+from models.term import Term
+
+FORMATS = pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=["nchw", "nhwc"])
+
+
+@pytest.fixture(params=[False, True], ids=["written", "compiled"])
+def _kernels(request):
+    compile_kernels(request.param)
+    yield
+    compile_kernels(False)
+
+
+def fired(spikes, timesteps):
+    """The spikes (T*B, ...) as neurons give them that fire where they are driven and keep nothing."""
+    config = NeuronConfig(leak=1e-9, threshold=0.5)
+    return kernels.fire_with_rate([spikes], [None], [timesteps], timesteps, config, config.leak)
+
+
+def test_step_t_is_bit_t():
+    steps = [1, 0, 1, 1, 0, 0, 0, 0, 1, 1, 0]
+    spikes, bits, means = fired(torch.tensor(steps, dtype=torch.float64).view(11, 1), 11)
+    assert spikes.flatten().tolist() == steps
+    assert bits.dtype == torch.uint8 and bits.tolist() == [[0b1101], [0b011]]
+    assert means.counts.item() == 5
+    kept = SpikeBits(bits, 11, torch.float64)
+    assert kept.shape == (1, 1) and kept.counts().item() == 5 and kept.stream().flatten().tolist() == steps
+
+
+@pytest.mark.filterwarnings("ignore")  # of the compiler's own
+@pytest.mark.usefixtures("_kernels")
+@FORMATS
+@pytest.mark.parametrize(("timesteps", "stored"), [(1, 1), (4, 1), (8, 1), (9, 2), (17, 3)])
+def test_the_numbers_come_back(timesteps, stored, memory_format):
+    spikes = torch.randint(2, (timesteps * 2, 3, 4, 5)).bfloat16().contiguous(memory_format=memory_format)
+    given, bits, _ = fired(spikes, timesteps)
+    kept = SpikeBits(bits, timesteps, spikes.dtype)
+    assert torch.equal(given, spikes)
+    assert bits.shape == (stored * 2, 3, 4, 5) and kept.stored == stored and kept.shape == (2, 3, 4, 5)
+    again = kept.stream()
+    assert torch.equal(again, spikes) and again.dtype == spikes.dtype and again.stride() == spikes.stride()
+    counts = kept.counts()
+    assert counts.dtype == torch.uint8 and counts.stride() == spikes[:2].stride()
+    assert torch.equal(counts.to(spikes.dtype), spikes.unflatten(0, (timesteps, 2)).sum(0))
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.usefixtures("_kernels")
+@FORMATS
+@pytest.mark.parametrize("timesteps", [3, 10])
+def test_neurons_add_bits_as_they_add_numbers(timesteps, memory_format):
+    spikes = torch.randint(2, (timesteps * 2, 3, 4, 5)).double().contiguous(memory_format=memory_format)
+    current = torch.randn(timesteps * 2, 3, 4, 5, dtype=torch.float64).contiguous(memory_format=memory_format)
+    given, bits, _ = fired(spikes, timesteps)
+    affine, config = [(torch.rand(3).double(), torch.rand(3).double()), None], NeuronConfig(leak=0.5)
+
+    def layer(shortcut, stored):
+        *outputs, means = kernels.fire_with_rate(
+            [current, shortcut], affine, [timesteps, stored], timesteps, config, config.leak
+        )
+        return [*outputs, means.rate, means.kappa, means.counts]
+
+    for from_bits, from_numbers in zip(layer(bits, -(-timesteps // 8)), layer(given, timesteps), strict=True):
+        assert torch.equal(from_bits, from_numbers)
+
+
+def test_a_released_term_knows_its_shape_and_numbers():
+    train = SpikingNeuron()(SpikeTrain.from_stream(torch.randn(4, 2, 3, 5, 5), "rate"))
+    stream, rate = train.stream, train.rate
+    train.release()
+    (term,) = train.terms
+    assert term.numbers is None
+    assert train.shape == (2, 3, 5, 5) and train.ndim == 4 and train.dtype == torch.float32
+    assert train.device.type == "cpu" and train.new_ones(2).dtype == torch.float32 and term.numbers is None
+    assert torch.equal(train.stream, stream) and torch.equal(train.rate, rate)
+    (twice,) = (train + train).terms[:1]
+    assert twice.numbers is None  # what is pending shares the bits
+
+
+def test_what_has_no_bits_keeps_its_numbers():
+    numbers = torch.randn(6, 3)
+    term = Term(numbers, 3)
+    term.release()
+    assert term.stream is numbers
+    assert SpikingNeuron()(SpikeTrain.from_stream(torch.randn(4, 2, 3), "graph")).terms[0].bits is None
+
+
+def test_neurons_whose_first_addend_is_released_fire_as_before():
+    def layer(release):
+        torch.manual_seed(0)
+        spikes = SpikingNeuron()(SpikeTrain.from_stream(torch.randn(4, 2, 3, dtype=torch.float64), "rate"))
+        current = SpikeTrain.from_stream(torch.randn(4, 2, 3, dtype=torch.float64), "rate")
+        if release:
+            spikes.release()
+        return SpikingNeuron()(spikes + current).stream
+
+    assert torch.equal(layer(True), layer(False))
+
+
+def test_a_stage_does_not_keep_the_steps_of_what_its_blocks_have_read():
+    """In a block's last convolution only its own input and output have T steps: not the shortcut, nor what is held by
+    the code that called the block."""
+    timesteps, batch = 4, 3
+    snn = spiking(generic(Residual(NeuronConfig(leak=0.5))), timesteps).train()
+    alive = []
+
+    def count(module, args):
+        gc.collect()
+        found = {
+            x.untyped_storage().data_ptr(): x
+            for x in gc.get_objects()
+            if type(x) is torch.Tensor and x.ndim == 4 and x.shape[0] == timesteps * batch
+        }
+        alive.append(len(found))
+
+    last = [module for module in snn.modules() if isinstance(module, torch.nn.Conv2d)][-1]
+    held = []
+    for module in snn.modules():
+        if isinstance(module, SpikingNeuron):
+            module.register_forward_hook(lambda module, args, output: held.append(output))  # as a caller's frame does
+    last.register_forward_pre_hook(count)
+    snn(torch.randn(batch, 3, 8, 8, dtype=torch.float64)).sum().backward()
+    assert len(held) >= 2 and alive == [1]
