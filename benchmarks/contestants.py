@@ -36,6 +36,8 @@ class Settings:
     """Whether this repository's fused passes are compiled."""
     cuda_graphs: bool = False
     """Whether this repository's passes are replayed as CUDA graphs (`distill.cuda_graphs`)."""
+    grad_checkpointing: bool = False
+    """Whether this repository's blocks run again in the backward pass (`SpikingNetwork.set_grad_checkpointing`)."""
     width: int | None = None
     """Channels of the first stage; None for the paper's."""
     image_size: int = 32
@@ -100,10 +102,14 @@ def _ours(settings: Settings) -> Contestant:
         raise ValueError(f"cuda_graphs needs device 'cuda' and an algorithm of {GRAPHED}")
     if settings.algorithm not in models.ALGORITHMS:
         raise ValueError(f"algorithm must be one of {models.ALGORITHMS}, found {settings.algorithm!r}")
+    if settings.cuda_graphs and settings.grad_checkpointing:
+        raise ValueError("cuda_graphs and grad_checkpointing exclude one another")
     models.compile_kernels(settings.compiled)
     snn = models.create_snn(
         settings.network, timesteps=settings.timesteps, algorithm=settings.algorithm, width=settings.width
     )
+    if settings.grad_checkpointing:
+        snn.set_grad_checkpointing()
     if settings.algorithm in models.ONLINE:
         return Contestant(
             network=snn,

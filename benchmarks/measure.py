@@ -59,6 +59,7 @@ def measure(settings: Settings) -> dict[str, Any]:
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "threads": torch.get_num_threads(),
         "cuda_graphs": settings.cuda_graphs,
+        "grad_checkpointing": settings.grad_checkpointing,
         "compiled": settings.peer is None and _compiling(),
         "warmup": settings.warmup,
         "steps": settings.steps,
@@ -68,7 +69,8 @@ def measure(settings: Settings) -> dict[str, Any]:
         "forward_ms": 1000 * statistics.median(t["forward"] for t in times),
         "backward_ms": 1000 * statistics.median(t["backward"] for t in times),
         "peak_memory_mb": inside and peak,
-        "saved_activation_mb": inside and inside.saved_activation_mb(),
+        # what a checkpointed block keeps, autograd does not save
+        "saved_activation_mb": None if settings.grad_checkpointing else inside and inside.saved_activation_mb(),
         "non_convolution_share": inside and inside.non_convolution_share(),
         "cpu_share": cpu_time / wall / torch.get_num_threads(),
         "loss": step.checked_loss(),

@@ -21,6 +21,8 @@ ALGORITHMS = ("rate_m", "rate_s", "bptt", "ottt", "sltt", "dsr")
 here without PyTorch."""
 GRAPHED = ("rate_m", "bptt")
 """Those that `distill.cuda_graphs` serves, which cannot be imported here either."""
+CHECKPOINTED = ("rate_m", "bptt")
+"""Those of ours whose blocks can run a second time in the backward pass, but for dsr."""
 PEERS = (("authors", "rate_m"), ("authors", "bptt"), ("spikingjelly", "bptt"))
 FORMATS = ("contiguous", "channels_last")
 SMALL, LARGE = 16, 64
@@ -44,6 +46,7 @@ class Row:
     memory_format: str = "channels_last"
     repeat: int = 0
     cuda_graphs: bool = False
+    grad_checkpointing: bool = False
 
     @property
     def environment(self) -> dict[str, str]:
@@ -70,7 +73,7 @@ class Row:
             "seed": options.seed,
         }
         words = [f"--{name}={value}" for name, value in values.items() if value is not None]
-        words += ["--cuda-graphs"] * self.cuda_graphs
+        words += ["--cuda-graphs"] * self.cuda_graphs + ["--grad-checkpointing"] * self.grad_checkpointing
         return words if options.compiled else [*words, "--no-compile"]
 
 
@@ -107,6 +110,7 @@ def rows(group: str, options: argparse.Namespace, records: Sequence[dict[str, An
         pairs = [
             Row(group=group, algorithm=a, precision=p, timesteps=t, batch=0) for p in ours for a, t in rule_and_steps
         ]
+        pairs += [replace(row, grad_checkpointing=True) for row in pairs if row.algorithm in CHECKPOINTED]
         for peer, algorithm in PEERS:
             for p in theirs:
                 _, fmt = fastest(records, peer, algorithm, [p])

@@ -143,18 +143,18 @@ def _memory(records: Sequence[Record]) -> str:
     pairs: dict[tuple, dict[int, Record]] = {}
     for record in records:
         r = record["result"]
-        key = (r["peer"], r["algorithm"], r["timesteps"], r["precision"], r["memory_format"])
+        key = (_who(r), r["algorithm"], r["timesteps"], r["precision"], r["memory_format"])
         pairs.setdefault(key, {})[r["batch"]] = r
     whole = {key: pair for key, pair in pairs.items() if {SMALL, LARGE} <= set(pair)}
     slopes = {key: slope_mb(pair[SMALL], pair[LARGE]) for key, pair in whole.items()}
     base = min((slopes[key] for key, pair in whole.items() if _is_authors_rate(pair[LARGE])), default=None)
     body = [
         (
-            *(_WHO[key[0]], *(str(part) for part in key[1:])),
+            *(str(part) for part in key),
             *(f"{pair[batch]['peak_memory_mb']:.0f}" for batch in (SMALL, LARGE)),
             f"{slopes[key]:.2f}",
             ratio(slopes[key], base),
-            f"{pair[LARGE]['saved_activation_mb'] / LARGE:.2f}",
+            number(pair[LARGE]["saved_activation_mb"], 2, 1 / LARGE),
         )
         for key, pair in whole.items()
     ]
@@ -186,7 +186,8 @@ def _growth(records: Sequence[Record]) -> str:
 
 
 def _who(result: Record) -> str:
-    return _WHO[result["peer"]] + ", CUDA graphs" * result.get("cuda_graphs", False)
+    ways = {"cuda_graphs": ", CUDA graphs", "grad_checkpointing": ", checkpointed"}
+    return _WHO[result["peer"]] + "".join(what for way, what in ways.items() if result.get(way))
 
 
 def _is_authors_rate(result: Record) -> bool:

@@ -39,6 +39,7 @@ def parser() -> argparse.ArgumentParser:
     add("--sj14-path", type=Path, metavar="DIR", help="folder of SpikingJelly 0.0.0.0.14, which the authors use")
     add("--no-compile", dest="compiled", action="store_false", help="run the fused passes as they are written")
     add("--cuda-graphs", action="store_true", help="replay the passes as CUDA graphs, as training on one GPU does")
+    add("--grad-checkpointing", action="store_true", help="run each block a second time in the backward pass")
     add("--width", type=int, help="channels of the first stage (default: the paper's)")
     add("--image-size", type=int, default=32, help="pixels a side")
     add("--warmup", type=int, default=3, help="steps before the timed ones")

@@ -266,6 +266,8 @@ def test_the_plan_takes_the_peers_faster_setting(tmp_path):
     assert {row.memory_format for row in plan.rows("headline", chosen, []) if row.peer} == {"contiguous"}
     memory = plan.rows("memory", chosen, records)
     assert {row.batch for row in memory} == {16, 64}
+    checkpointed = [(row.algorithm, row.batch) for row in memory if "--grad-checkpointing" in row.arguments(chosen)]
+    assert checkpointed == [("rate_m", 16), ("rate_m", 64), ("bptt", 16), ("bptt", 64)]
     assert {tuple(sorted(row.environment)) for row in memory} == {("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_")}
     assert [row.timesteps for row in plan.rows("growth", chosen, [])] == [2, 4, 8, 16]
 
@@ -291,6 +293,25 @@ def test_what_cannot_be_seen_of_a_graph_is_a_dash():
     text = table.markdown([record("speed", graphed)], "python")
     found = line_with(text, "SpikeSwap, CUDA graphs")
     assert found[8:11] == ["800.0 [1.0, 2.0]", "3.0", "16.0"] and found[11:] == ["-", "-", "-", "99"]
+
+
+def test_of_checkpointed_blocks_the_peak_is_measured():
+    plain = [result(None, "rate_m", 9.0, batch=batch, peak=peak) for batch, peak in ((16, 100.0), (64, 196.0))]
+    again = [
+        result(None, "rate_m", 9.0, batch=batch, peak=peak, saved=None) for batch, peak in ((16, 90.0), (64, 114.0))
+    ]
+    rows = plain + [row | {"grad_checkpointing": True} for row in again]
+    text = table.markdown([record("memory", row) for row in rows], "python")
+    assert line_with(text, "SpikeSwap, checkpointed")[5:] == ["90", "114", "0.50", "-", "-"]
+    assert line_with(text, "SpikeSwap |")[5:8] == ["100", "196", "2.00"]
+
+
+def test_checkpointing_reaches_the_network():
+    kinds = {"network": "sew_resnet18", "width": 8, "compiled": False}
+    assert contestant(Settings(grad_checkpointing=True, **kinds)).network._checkpoints_blocks
+    assert not contestant(Settings(**kinds)).network._checkpoints_blocks
+    with pytest.raises(ValueError, match="gradient checkpointing goes with one of"):
+        contestant(Settings(grad_checkpointing=True, algorithm="rate_s", **kinds))
 
 
 @pytest.mark.parametrize("change", [{"device": "cpu"}, {"device": "cuda", "algorithm": "ottt"}])
