@@ -100,6 +100,8 @@ def cat(trains, dim=0):
     stream = first.on_streams(lambda *streams: torch.cat(streams, dim), *parts)
     rate = torch.cat([t.rate for t in trains], dim) if first.has_rate else None
     trace = on_traces(lambda *traces: torch.cat(traces, dim), *trains)
+    for train in trains:
+        train.release()
     return first.derive(stream, steps, rate=rate, trace=trace)
 
 

@@ -4,6 +4,7 @@ import gc
 
 import pytest
 import torch
+import torch.nn.functional as F
 from toy_networks import Residual, generic, spiking
 
 from models import NeuronConfig, SpikeTrain, SpikingNeuron, compile_kernels, kernels
@@ -84,6 +85,24 @@ def test_a_released_term_knows_its_shape_and_numbers():
     assert torch.equal(train.stream, stream) and torch.equal(train.rate, rate)
     (twice,) = (train + train).terms[:1]
     assert twice.numbers is None  # what is pending shares the bits
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        lambda x: F.conv2d(x, torch.ones(2, 3, 2, 2)),
+        lambda x: F.max_pool2d(x, 2),
+        lambda x: F.avg_pool2d(x, 2),
+        lambda x: torch.cat([x, x], 1),
+    ],
+    ids=["conv2d", "max_pool2d", "avg_pool2d", "cat"],
+)
+def test_a_layer_lets_go_of_what_it_has_read(layer):
+    train = SpikingNeuron()(SpikeTrain.from_stream(torch.randn(4, 2, 3, 5, 5), "rate"))
+    first = layer(train)
+    assert train.terms[0].numbers is None
+    again = layer(train)
+    assert torch.equal(again.stream, first.stream) and torch.equal(again.rate, first.rate)
 
 
 def test_what_has_no_bits_keeps_its_numbers():
