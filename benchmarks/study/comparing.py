@@ -156,7 +156,9 @@ def targets(records: Sequence[Record], ratios: Mapping[str, float]) -> list[Targ
         difference = found[one] - found[other]
         said = f"{one} {found[one]:.2f}, {other} {found[other]:.2f}: {difference:+.2f}"
         near = abs(difference - least) < chance(means, found[one], found[other], images)
-        return Target(what, said, difference >= least, near)
+        return Target(
+            what, said, round(difference, 6) >= least, near
+        )  # 84.10 - 83.60 is less than 0.5 in floating point
 
     def share(what: str, name: str, most: float) -> Target:
         if name not in ratios:
