@@ -82,6 +82,8 @@ def contestant(settings: Settings) -> Contestant:
         ValueError: for a network or algorithm that the implementation does not have, naming those that it has.
         FileNotFoundError: where the peer's code is not found, with the commands that get it.
     """
+    if settings.peer is not None and (settings.cuda_graphs or settings.grad_checkpointing):
+        raise ValueError("cuda_graphs and grad_checkpointing are this repository's, not a peer's")
     if settings.peer == "authors":
         from benchmarks.peers import authors  # SpikingJelly 0.0.0.0.14 must come before `models` imports the installed
 

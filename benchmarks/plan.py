@@ -22,7 +22,7 @@ here without PyTorch."""
 GRAPHED = ("rate_m", "bptt")
 """Those that `distill.cuda_graphs` serves, which cannot be imported here either."""
 CHECKPOINTED = ("rate_m", "bptt")
-"""Those of ours whose blocks can run a second time in the backward pass, but for dsr."""
+"""Those of ours that are measured with blocks that run a second time in the backward pass; dsr could, too."""
 PEERS = (("authors", "rate_m"), ("authors", "bptt"), ("spikingjelly", "bptt"))
 FORMATS = ("contiguous", "channels_last")
 SMALL, LARGE = 16, 64

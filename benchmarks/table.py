@@ -18,8 +18,9 @@ products* is the share of a profiled step outside PyTorch's convolutions and mat
 time of the timed steps over their wall time and threads: below 100 % something else had the processor. Ours runs in
 channels_last, with fused passes compiled unless a row's command says `--no-compile`; peers run in both memory formats
 and their faster one stands in the headline and memory tables. *CUDA graphs*: as training on one GPU runs; what a graph
-keeps and what its kernels belong to cannot be seen from outside. On a GPU ours in the headline table are such. A
-megabyte is 10^6 bytes."""
+keeps and what its kernels belong to cannot be seen from outside. On a GPU ours in the headline table are such.
+*Checkpointed*: each block runs a second time in the backward pass; what it keeps, autograd does not save. A megabyte is
+10^6 bytes."""
 
 
 def markdown(records: Sequence[Record], command: str) -> str:

@@ -103,11 +103,11 @@ def _keep_term(term: Term, train: SpikeTrain, tensors: list[Tensor]) -> _KeptTer
 
 
 def _restore_term(term: _KeptTerm, timesteps: int, given: Iterator[Tensor]) -> Term:
-    numbers = term.stream(given)
+    kept = term.stream(given)
     if term.bits_of is None:
-        again = Term(_leaf(numbers, term.stream_needs_grad), term.steps, norm=term.norm)
+        again = Term(_leaf(kept, term.stream_needs_grad), term.steps, norm=term.norm)
     else:
-        bits = SpikeBits(numbers, timesteps, term.bits_of)
+        bits = SpikeBits(kept, timesteps, term.bits_of)
         counts = Counts(bits.counts(), timesteps) if term.counted else None
         again = Term(None, term.steps, norm=term.norm, counts=counts, bits=bits)
     if term.rate_dtype is not None:

@@ -273,7 +273,8 @@ def _fire_with_rate(streams: list[Tensor], maps: list, timesteps: int, neuron: N
             byte = 0.0
     means = [(rate / timesteps).to(dtype), (kappa / timesteps).to(dtype)]
     means += [(chi / timesteps).to(dtype) if learned else None]
-    return torch.stack(spikes), torch.stack(packed), *means, rate.to(torch.uint8) if timesteps <= MAX_COUNT else None
+    bits = packed[0][None] if len(packed) == 1 else torch.stack(packed)
+    return torch.stack(spikes), bits, *means, rate.to(torch.uint8) if timesteps <= MAX_COUNT else None
 
 
 @compilable
@@ -296,7 +297,7 @@ def _fire_next(streams: list[Tensor], maps: list, v: Tensor, neuron: NeuronConfi
 
 
 def _current(streams: list[Tensor], maps: list, t: int) -> Tensor:
-    """The input current of step t: the sum of the addends, each scaled and shifted."""
+    """The input current of step t: the sum of the addends, each scaled and shifted; uint8 is spikes as bits."""
     total: Any = None
     for stream, affine in zip(streams, maps, strict=True):
         as_bits = stream.dtype == torch.uint8

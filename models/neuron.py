@@ -171,12 +171,22 @@ def _currents(x: SpikeTrain) -> tuple[list[Tensor], list[Affine], list[int]]:
     spikes get, is given as numbers.
     """
     maps = [None if term.norm is None else term.norm.scale_and_shift() for term in x.terms]
-    streams, steps = [x.terms[0].stream], [x.terms[0].steps]
+    membrane = torch.promote_types(x.dtype, torch.float32)
+    streams, steps = [_numbers(x.terms[0])], [x.terms[0].steps]
     for term in x.terms[1:]:
-        as_bits = term.bits is not None and term.numbers is None
-        streams.append(term.bits.bytes if as_bits else term.stream)  # type: ignore[union-attr]
-        steps.append(term.bits.stored if as_bits else term.steps)  # type: ignore[union-attr]
+        bits = term.bits if term.numbers is None else None
+        if bits is not None and torch.promote_types(bits.dtype, torch.float32) == membrane:
+            streams.append(bits.bytes)
+            steps.append(bits.bytes_per_neuron)
+        else:  # spikes in float64 make the sum float64, which bits would not
+            streams.append(_numbers(term))
+            steps.append(term.steps)
     return streams, maps, steps
+
+
+def _numbers(term: Term) -> Tensor:
+    stream = term.stream
+    return stream.float() if stream.dtype == torch.uint8 else stream  # to the kernels uint8 is spikes as bits
 
 
 def _rate_inputs(term: Term) -> tuple[Tensor, Tensor | None, Tensor | None]:

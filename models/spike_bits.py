@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from models.compiling import compilable
+from models.compiling import compilable, is_compiling
 from models.layout import from_layout, layout
 
 BITS = 8
@@ -33,22 +33,26 @@ class SpikeBits(NamedTuple):
     """Of the spikes as numbers."""
 
     @property
-    def stored(self) -> int:
+    def bytes_per_neuron(self) -> int:
         """K."""
         return bytes_of(self.timesteps)
 
     @property
     def shape(self) -> torch.Size:
         """Of one step, (B, C, ...)."""
-        return torch.Size((self.bytes.shape[0] // self.stored, *self.bytes.shape[1:]))
+        return torch.Size((self.bytes.shape[0] // self.bytes_per_neuron, *self.bytes.shape[1:]))
 
+    @torch.no_grad()  # always: a compiled kernel is made anew for another grad mode
     def stream(self) -> Tensor:
         """The spikes as numbers in {0, 1}, (T*B, C, ...), in the memory format that they had."""
-        return from_layout(_unpack(layout(self.bytes, self.stored), self.timesteps, self.dtype), self.bytes)
+        layouts = layout(self.bytes, self.bytes_per_neuron)
+        unpack = _unpack if is_compiling() else _unpack_in_turn
+        return from_layout(unpack(layouts, self.timesteps, self.dtype), self.bytes)
 
+    @torch.no_grad()
     def counts(self) -> Tensor:
         """How often each neuron fired, uint8 (B, C, ...), for T up to 255."""
-        return from_layout(_count(layout(self.bytes, self.stored), self.timesteps)[None], self.bytes)
+        return from_layout(_count(layout(self.bytes, self.bytes_per_neuron), self.timesteps)[None], self.bytes)
 
 
 def bytes_of(timesteps: int) -> int:
@@ -64,6 +68,14 @@ def spikes_of_step(layouts: Tensor, t: int) -> Tensor:
 @compilable
 def _unpack(layouts: Tensor, timesteps: int, dtype: torch.dtype) -> Tensor:
     return torch.stack([spikes_of_step(layouts, t).to(dtype) for t in range(timesteps)])
+
+
+def _unpack_in_turn(layouts: Tensor, timesteps: int, dtype: torch.dtype) -> Tensor:
+    """`_unpack` as it is fast where each operation is a pass of its own: in bytes, and a step at a time."""
+    stream = layouts.new_empty(timesteps, *layouts.shape[1:], dtype=dtype)
+    for t, step in enumerate(stream):
+        step.copy_((layouts[t // BITS] >> (t % BITS)) & 1)
+    return stream
 
 
 @compilable

@@ -23,13 +23,14 @@ class Term:
     """One addend of a lazy stream: ``norm(stream)``, with the rate of the stream *before* the norm.
 
     Args:
-        numbers: the stream, (S*B, C, ...), folded; None for what `bits` are given of.
+        numbers: the stream, (S*B, C, ...), folded; None once released: then `bits` hold it.
         steps: S, either 1 (constant over time) or T.
         link: given the mean of `stream` over time, returns it as a tensor with the graph of the rate
             rule that made this term; None outside of a rate pass.
         norm: an affine map per channel that is still to be applied to both.
         counts: the rate, in a quarter of its memory, where it is that of a layer of neurons.
-        bits: the stream in little memory, where it is spikes of a rate pass.
+        bits: the stream in little memory, where it is spikes of a rate pass. Numbers that are changed in place (by a
+            hook) are not: whoever reads them later is given the bits.
         trace: of an OTTT pass, what stands for the spikes in the gradients of weights: (B, C, ...), without a graph.
     """
 

@@ -24,11 +24,21 @@ def rate_rule(*functions: Any) -> Callable[[Callable], Callable]:
 
 def affine(x: SpikeTrain, function: Callable[[Tensor], Tensor]) -> SpikeTrain:
     """Applies a map that is affine for each image by itself, on the stream and on the rate (and on OTTT's trace)."""
-    stream = x.on_streams(function, x.folded)
+    read = x.folded
+    stream = x.on_streams(function, read)
     rate = function(x.rate) if x.has_rate else None
+    if stream is read and (rate is None or rate is x.rate):  # what changes nothing leaves spikes spikes
+        return x.of_terms(*x.terms)
     trace = on_traces(function, x)
-    x.release()
+    if stream is not None and not _is_read_again(stream):
+        x.release()
     return x.derive(stream, x.steps, rate=rate, trace=trace)
+
+
+def _is_read_again(stream: Tensor) -> bool:
+    """Whether letting go of what this was made of would only have that made again: a view holds it anyway, and a gate,
+    which looks at one number of each map, is about to multiply it."""
+    return stream._is_view() or stream.shape[2:].numel() == 1
 
 
 def on_traces(function: Callable[..., Tensor], *trains: SpikeTrain) -> Tensor | None:

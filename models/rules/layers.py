@@ -133,7 +133,8 @@ def batch_norm(
         invstd = torch.rsqrt(var + eps)
     norm = Norm(mean, invstd, weight, bias, of_batch=training, group=group)
     rate = term.rate_before_norm(value) if x.has_rate else None
-    return x.of_terms(Term(term.stream, term.steps, norm=norm, _rate=rate))
+    numbers = None if term.bits is not None else term.numbers
+    return x.of_terms(Term(numbers, term.steps, norm=norm, _rate=rate, bits=term.bits))
 
 
 def _batch_norm_with_graph(x, running_mean, running_var, weight, bias, training, momentum, eps) -> SpikeTrain:

@@ -7,9 +7,12 @@ from typing import Any
 
 import torch
 
+from models.linear_rate import Counts
 from models.rules.arithmetic import constant_like
 from models.rules.base import affine, affine_function, on_traces, rate_rule
+from models.spike_bits import SpikeBits
 from models.spiketrain import SpikeTrain, UnsupportedOperationError
+from models.term import Term
 
 
 def _axis_check(x: SpikeTrain, name: str, *axes: int) -> None:
@@ -96,6 +99,8 @@ def cat(trains, dim=0):
     trains = [t if isinstance(t, SpikeTrain) else constant_like(first, t) for t in trains]
     _axis_check(first, "cat", dim)
     steps = max(t.steps for t in trains)
+    if (spikes := _cat_of_spikes(first, trains, dim)) is not None:
+        return spikes
     parts = [t.folded if t.steps == steps else t.stream.flatten(0, 1) for t in trains]
     stream = first.on_streams(lambda *streams: torch.cat(streams, dim), *parts)
     rate = torch.cat([t.rate for t in trains], dim) if first.has_rate else None
@@ -103,6 +108,22 @@ def cat(trains, dim=0):
     for train in trains:
         train.release()
     return first.derive(stream, steps, rate=rate, trace=trace)
+
+
+def _cat_of_spikes(first: SpikeTrain, trains: list[SpikeTrain], dim: int) -> SpikeTrain | None:
+    """Spikes that are concatenated are spikes: as bits, from which the numbers are made once for all who read them."""
+    terms = [train.single() for train in trains]
+    bits = [term.bits for term in terms if term.bits is not None]
+    if len(bits) < len(terms) or len({each.dtype for each in bits}) > 1:
+        return None
+    counts = [term.counts for term in terms if term.counts is not None]
+    for term in terms:
+        term.release()
+    whole = SpikeBits(torch.cat([each.bytes for each in bits], dim), first.timesteps, bits[0].dtype)
+    term = Term(None, first.timesteps, _rate=torch.cat([train.rate for train in trains], dim), bits=whole)
+    if len(counts) == len(terms):
+        term.counts = Counts(torch.cat([each.spikes for each in counts], dim), first.timesteps)
+    return first.of_terms(term)
 
 
 @rate_rule(torch.stack)

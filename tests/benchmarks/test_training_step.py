@@ -310,6 +310,8 @@ def test_checkpointing_reaches_the_network():
     kinds = {"network": "sew_resnet18", "width": 8, "compiled": False}
     assert contestant(Settings(grad_checkpointing=True, **kinds)).network._checkpoints_blocks
     assert not contestant(Settings(**kinds)).network._checkpoints_blocks
+    with pytest.raises(ValueError, match="are this repository's, not a peer's"):
+        contestant(Settings(grad_checkpointing=True, peer="spikingjelly"))
     with pytest.raises(ValueError, match="gradient checkpointing goes with one of"):
         contestant(Settings(grad_checkpointing=True, algorithm="rate_s", **kinds))
 
