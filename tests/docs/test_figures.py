@@ -39,6 +39,7 @@ CALIBRATION = "2026-11-22_calibration.md"
 
 GPU = "2026-11-26_study_h200.md"
 GPU_STEP = "2026-11-26_training_step_h200.md"
+BITS = "2026-11-26_spikes_as_bits.md"
 
 
 def last_epoch(row: str) -> str:
@@ -120,6 +121,8 @@ ADVICE = {  # in docs/results.md
     "and BPTT 61.77 %": (GPU, last_epoch("BPTT from scratch")),
     "84.16 | - |": (GPU, last_epoch("+ hybrids, `joint`")),
     "`rate_m` takes 9.0 ms": (GPU_STEP, r"^\| SpikeSwap, CUDA graphs (?:\| [^|]+){7}\| (\S+) \["),
+    "takes 5.18 MB for": (BITS, r"c57f7dc \| `rate_m` (?:\| [^|]+){2}\| (\S+) \|"),
+    "blocks 4.03 MB": (BITS, r"checkpointed blocks (?:\| [^|]+){2}\| (\S+) \|"),
     "graphs it takes 52 ms": (GPU_STEP, r"^\| SpikeSwap \| rate_m \| bf16 (?:\| [^|]+){3}\| 2455.6 \| \S+ \| (\S+) \["),
     "`ide` has 93.7 %": ("2026-11-25_feedback.md", r"^\| mean \| \*\*(\S+)\*\* \|"),
 }
