@@ -13,17 +13,23 @@ from models.neuron import _currents
 from models.spike_bits import SpikeBits
 from models.term import Term
 
-FORMATS = pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=["nchw", "nhwc"])
+NCHW, NHWC = torch.contiguous_format, torch.channels_last
 
 
-@pytest.fixture(params=[False, True], ids=["written", "compiled"])
-def _kernels(request):
+@pytest.fixture(params=[False])
+def kernels_compiled(request):
     compile_kernels(request.param)
     yield
     compiled = is_compiling()
     compile_kernels(False)
     if request.param and not compiled:
         pytest.skip("no compiler on this machine")
+
+
+def cases(*written, compiled):
+    """Each as it is written in both memory formats, and one compiled: each takes the compiler many seconds."""
+    both = [(*case, memory_format, False) for case in written for memory_format in (NCHW, NHWC)]
+    return [*both, (*compiled, NHWC, True)]
 
 
 def fired(spikes, timesteps):
@@ -43,9 +49,12 @@ def test_step_t_is_bit_t():
 
 
 @pytest.mark.filterwarnings("ignore")  # of the compiler's own
-@pytest.mark.usefixtures("_kernels")
-@FORMATS
-@pytest.mark.parametrize(("timesteps", "stored"), [(1, 1), (4, 1), (8, 1), (9, 2), (17, 3)])
+@pytest.mark.parametrize(
+    ("timesteps", "stored", "memory_format", "kernels_compiled"),
+    cases((1, 1), (4, 1), (8, 1), (9, 2), (17, 3), compiled=(9, 2)),
+    indirect=["kernels_compiled"],
+)
+@pytest.mark.usefixtures("kernels_compiled")
 def test_the_numbers_come_back(timesteps, stored, memory_format):
     spikes = torch.randint(2, (timesteps * 2, 3, 4, 5)).bfloat16().contiguous(memory_format=memory_format)
     given, bits, _ = fired(spikes, timesteps)
@@ -60,9 +69,12 @@ def test_the_numbers_come_back(timesteps, stored, memory_format):
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.usefixtures("_kernels")
-@FORMATS
-@pytest.mark.parametrize("timesteps", [3, 10])
+@pytest.mark.parametrize(
+    ("timesteps", "memory_format", "kernels_compiled"),
+    cases((3,), (10,), compiled=(3,)),
+    indirect=["kernels_compiled"],
+)
+@pytest.mark.usefixtures("kernels_compiled")
 def test_neurons_add_bits_as_they_add_numbers(timesteps, memory_format):
     spikes = torch.randint(2, (timesteps * 2, 3, 4, 5)).double().contiguous(memory_format=memory_format)
     current = torch.randn(timesteps * 2, 3, 4, 5, dtype=torch.float64).contiguous(memory_format=memory_format)
