@@ -153,12 +153,10 @@ def targets(records: Sequence[Record], ratios: Mapping[str, float]) -> list[Targ
     def points(what: str, one: str, other: str, least: float) -> Target:
         if missing := [name for name in dict.fromkeys((one, other)) if name not in found]:
             return Target(what, f"{NOT_MEASURED}: {', '.join(missing)}", None)
-        difference = found[one] - found[other]
+        difference = round(found[one] - found[other], 6)  # a mean of seeds is off by a rounding
         said = f"{one} {found[one]:.2f}, {other} {found[other]:.2f}: {difference:+.2f}"
         near = abs(difference - least) < chance(means, found[one], found[other], images)
-        return Target(
-            what, said, round(difference, 6) >= least, near
-        )  # 84.10 - 83.60 is less than 0.5 in floating point
+        return Target(what, said, difference >= least, near)
 
     def share(what: str, name: str, most: float) -> Target:
         if name not in ratios:

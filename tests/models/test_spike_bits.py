@@ -215,12 +215,16 @@ def test_a_gate_does_not_unpack_what_it_multiplies(unpacked):
 
 
 def test_a_norm_of_released_spikes_unpacks_once_and_keeps_bits(unpacked):
-    x = spikes(2, 4, 5, 5)
+    x = spikes(2, 4, 5, 5, dtype=torch.float64)
     wanted = F.batch_norm(x, None, None, None, None, True).stream
     x.release()
     unpacked.clear()
     y = F.batch_norm(x, None, None, None, None, True)
     assert len(unpacked) == 1 and y.terms[0].numbers is None
+    current = SpikeTrain.from_stream(torch.randn(4, 2, 4, 5, 5, dtype=torch.float64), "rate")
+    fired = SpikingNeuron()(current + y).stream
+    assert len(unpacked) == 1  # the neurons scale and shift the bits
+    assert torch.equal(fired, SpikingNeuron()(current + SpikeTrain.from_stream(wanted, "rate")).stream)
     assert torch.equal(y.stream, wanted)
 
 
