@@ -19,7 +19,8 @@ time of the timed steps over their wall time and threads: below 100 % something 
 channels_last, with fused passes compiled unless a row's command says `--no-compile`; peers run in both memory formats
 and their faster one stands in the headline and memory tables. *CUDA graphs*: as training on one GPU runs; what a graph
 keeps and what its kernels belong to cannot be seen from outside. On a GPU ours in the headline table are such.
-*Checkpointed*: each block runs a second time in the backward pass; what it keeps, autograd does not save. A megabyte is
+*Checkpointed*: each block runs a second time in the backward pass; what it keeps, autograd does not save. On a CPU
+large tensors are in pages of 2 MB (`THP_MEM_ALLOC_ENABLE`), as `scripts/` ask for; the peers', too. A megabyte is
 10^6 bytes."""
 
 
@@ -114,28 +115,28 @@ def _speed(records: Sequence[Record]) -> str:
 
 def _headline(records: Sequence[Record]) -> str:
     """images/s of each repeat, and the median of the ratios within the repeats."""
-    authors = {r["repeat"]: r["result"] for r in records if r["result"]["peer"] == "authors"}
-    ours: dict[str, dict[int, Record]] = {}
+    turns: dict[tuple[str | None, str], dict[int, Record]] = {}
     for record in records:
-        if record["result"]["peer"] is None:
-            ours.setdefault(record["result"]["precision"], {})[record["repeat"]] = record["result"]
+        result = record["result"]
+        turns.setdefault((result["peer"], result["precision"]), {})[record["repeat"]] = result
     body = []
-    for precision, by_repeat in ours.items():
-        pairs = [(by_repeat[i], authors[i]) for i in sorted(by_repeat) if i in authors]
-        if not pairs:
-            continue
-        ratios = [own["images_per_second"] / peer["images_per_second"] for own, peer in pairs]
-        peer = pairs[0][1]
-        body.append(
-            (
-                precision,
-                ", ".join(f"{own['images_per_second']:.1f}" for own, _ in pairs),
-                f"{peer['precision']}, {peer['memory_format']}",
-                ", ".join(f"{peer['images_per_second']:.1f}" for _, peer in pairs),
-                ", ".join(f"{value:.2f}" for value in ratios),
-                f"**{statistics.median(ratios):.2f}**",
+    for (_, precision), by_repeat in ((key, found) for key, found in turns.items() if key[0] is None):
+        for _, authors in ((key, found) for key, found in turns.items() if key[0] == "authors"):
+            pairs = [(by_repeat[i], authors[i]) for i in sorted(by_repeat) if i in authors]
+            if not pairs:
+                continue
+            ratios = [own["images_per_second"] / peer["images_per_second"] for own, peer in pairs]
+            peer = pairs[0][1]
+            body.append(
+                (
+                    precision,
+                    ", ".join(f"{own['images_per_second']:.1f}" for own, _ in pairs),
+                    f"{peer['precision']}, {peer['memory_format']}",
+                    ", ".join(f"{peer['images_per_second']:.1f}" for _, peer in pairs),
+                    ", ".join(f"{value:.2f}" for value in ratios),
+                    f"**{statistics.median(ratios):.2f}**",
+                )
             )
-        )
     head = ("ours", "images/s", "authors'", "images/s", "ratio of each pair", "median")
     return _rows(head, body) if body else ""
 

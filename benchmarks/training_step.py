@@ -63,6 +63,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main() -> None:
     arguments = parser().parse_args()
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # large pages, as `scripts/` have them; peers', too
     try:
         if arguments.compare:
             from benchmarks.compare import compare

@@ -37,6 +37,11 @@ USER_ERRORS = (
 """What a user's mistake raises, or a machine too small; without the traceback unless SPIKESWAP_TRACEBACK is set."""
 
 
+LARGE_PAGES = "THP_MEM_ALLOC_ENABLE"
+"""Has PyTorch ask Linux for pages of 2 MB for large tensors: with small ones a CPU spends a tenth of a training step on
+them. PyTorch reads it when it allocates its first tensor."""
+
+
 class _Parser(ArgumentParser):
     config_class: type
 
@@ -159,6 +164,7 @@ def run(main: Callable[[], None], resumable: bool = True) -> None:
 
     Of several processes the first to fail says why, and the main process that they were all asked to stop.
     """
+    os.environ.setdefault(LARGE_PAGES, "1")
     try:
         with INTERRUPTION.listening() if resumable else contextlib.nullcontext(), loader_errors_explained():
             follow_launcher()

@@ -40,8 +40,14 @@ def is_compiling() -> bool:
     return _compiling
 
 
-def compilable(kernel: Callable) -> Callable:
-    """A pass that is compiled at its first call, where compiling is on."""
+def compilable(kernel: Callable, *, inlined: bool = False) -> Callable:
+    """A pass that is compiled at its first call, where compiling is on.
+
+    Args:
+        inlined: one loop that keeps nothing in memory in between, however often a value is used: what the compiler
+            would store, it computes in the loop. How long it takes to compile doubles with each value that is
+            used twice by the next.
+    """
     compiled = None
 
     @functools.wraps(kernel)
@@ -54,7 +60,8 @@ def compilable(kernel: Callable) -> Callable:
             # to a thread, and backward passes on a GPU run in one of their own
             if torch._dynamo.config.recompile_limit < 128:
                 torch._dynamo.config.recompile_limit = 128
-            compiled = compiled or torch.compile(kernel, dynamic=True)
+            if compiled is None:
+                compiled = torch.compile(kernel, dynamic=True, options=_inlining() if inlined else None)
             return compiled(*args)
         except torch.OutOfMemoryError:
             raise
@@ -69,6 +76,14 @@ def compilable(kernel: Callable) -> Callable:
             return result
 
     return call
+
+
+def _inlining() -> dict[str, Any]:
+    """Options of the compiler that move the sizes at which it writes a value to memory out of reach."""
+    import torch._inductor.config as settings
+
+    names = ("realize_reads_threshold", "realize_opcount_threshold", "realize_acc_reads_threshold")
+    return {name: 10**6 for name in names if hasattr(settings, name)}
 
 
 def first_line(error: BaseException) -> str:

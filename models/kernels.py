@@ -16,7 +16,14 @@ import torch
 from torch import Tensor
 
 from models.compiling import compilable, is_compiling
-from models.dynamics import Leak, NeuronConfig, membrane_derivative, step, surrogate_derivative
+from models.dynamics import (
+    Leak,
+    NeuronConfig,
+    membrane_derivative,
+    step,
+    surrogate_derivative,
+    surrogate_derivative_in_a_loop,
+)
 from models.layout import (
     at_least_float32,
     channels_are_last,
@@ -131,12 +138,17 @@ def fire_with_rate(
         that type, too.
     """
     like, streams, maps = _prepare(folded, steps, affine)
-    fire_all = _fire_in_pieces if is_compiling() and like.device.type == "cpu" else _fire_whole
+    fire_all = _fire_whole
+    if is_compiling() and like.device.type == "cpu":
+        fire_all = _fire_in_one_loop if timesteps <= ONE_LOOP else _fire_in_pieces
     spikes, bits, *means = fire_all(streams, maps, timesteps, neuron, leak)
     shaped = (x if x is None else from_layout(x[None], like) for x in means)
     return from_layout(spikes, like), from_layout(bits, like), Means(*shaped)  # type: ignore[arg-type]  # only the last two may be None
 
 
+ONE_LOOP = 4
+"""The most steps that a CPU goes through in one loop that keeps nothing in between: it takes twice as long to compile
+with each two more, seven seconds at 4 and up to half a minute at 6."""
 PIECE = 2**18
 """Numbers of a step that a CPU works on at a time: what the compiled pass keeps in between then stays in its cache."""
 
@@ -150,7 +162,8 @@ def _fire_whole(streams: list[Tensor], maps: list, timesteps: int, neuron: Neuro
 def _fire_in_pieces(streams: list[Tensor], maps: list, timesteps: int, neuron: NeuronConfig, leak: Leak):
     """The compiled `_fire_with_rate` on a CPU, a piece of the rows (or images) at a time.
 
-    The compiler keeps a membrane of every step in between; in pieces they need no memory to speak of.
+    The compiler keeps a membrane of every step in between; in pieces they need no memory to speak of. One loop would
+    keep none, but with many steps takes long to compile (`ONE_LOOP`).
     """
     shape, rows = streams[0].shape[1:], streams[0].shape[1]
     spikes = streams[0].new_empty(timesteps, *shape)
@@ -258,7 +271,7 @@ def _fire_with_rate(streams: list[Tensor], maps: list, timesteps: int, neuron: N
     spikes, packed = [], []
     for t in range(timesteps):
         u, s, v = step(_current(streams, maps, t), v, leak, neuron)
-        h = surrogate_derivative(u, neuron)
+        h = _surrogate_derivative(u, neuron)
         a = membrane_derivative(u, s, h, leak, neuron)
         spikes.append(s.to(dtype))
         # the sum in the type of the membrane, of the spikes as they are given: of half-precision ones that nothing else
@@ -277,11 +290,14 @@ def _fire_with_rate(streams: list[Tensor], maps: list, timesteps: int, neuron: N
     return torch.stack(spikes), bits, *means, rate.to(torch.uint8) if timesteps <= MAX_COUNT else None
 
 
+_fire_in_one_loop = compilable(_fire_with_rate, inlined=True)
+
+
 @compilable
 def _fire_once(streams: list[Tensor], maps: list, state: list[Tensor], neuron: NeuronConfig, leak: Leak):
     v, e, rate, kappa, *of_leak = state
     u, s, v = step(_current(streams, maps, 0), v, leak, neuron)
-    h = surrogate_derivative(u, neuron)
+    h = _surrogate_derivative(u, neuron)
     a = membrane_derivative(u, s, h, leak, neuron)
     new = [v, 1 + a * e, rate + s, kappa + e * h]
     if of_leak:
@@ -294,6 +310,11 @@ def _fire_once(streams: list[Tensor], maps: list, state: list[Tensor], neuron: N
 def _fire_next(streams: list[Tensor], maps: list, v: Tensor, neuron: NeuronConfig, leak: Leak):
     _, s, v = step(_current(streams, maps, 0), v, leak, neuron)
     return s.to(streams[0].dtype), v
+
+
+def _surrogate_derivative(u: Tensor, neuron: NeuronConfig) -> Tensor:
+    in_a_loop = torch.compiler.is_compiling() and u.dtype == torch.float32 and u.device.type == "cpu"
+    return (surrogate_derivative_in_a_loop if in_a_loop else surrogate_derivative)(u, neuron)
 
 
 def _current(streams: list[Tensor], maps: list, t: int) -> Tensor:

@@ -14,6 +14,9 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
+from models.compiling import compilable
+from models.layout import from_layout, layout
+
 
 class Counts(NamedTuple):
     """The rate of a layer of neurons as the number of its spikes: what the backward pass keeps of it."""
@@ -24,7 +27,12 @@ class Counts(NamedTuple):
 
     def rate(self, dtype: torch.dtype) -> Tensor:
         """The rate to the last bit: divided as the neurons divide it."""
-        return (self.spikes.to(torch.promote_types(dtype, torch.float32)) / self.timesteps).to(dtype)
+        return from_layout(_rate(layout(self.spikes, 1), self.timesteps, dtype), self.spikes)
+
+
+@compilable
+def _rate(spikes: Tensor, timesteps: int, dtype: torch.dtype) -> Tensor:
+    return (spikes.to(torch.promote_types(dtype, torch.float32)) / timesteps).to(dtype)
 
 
 class ConvRate(Function):

@@ -61,8 +61,10 @@ def bytes_of(timesteps: int) -> int:
 
 
 def spikes_of_step(layouts: Tensor, t: int) -> Tensor:
-    """The spikes of step t, (rows, C) or (B, C, pixels), int32 in {0, 1}, from the layout (K, ...) of the bytes."""
-    return (layouts[t // BITS].to(torch.int32) >> (t % BITS)) & 1  # int32: compilers have vectors of its shifts
+    """The spikes of step t, (rows, C) or (B, C, pixels), float32 in {0, 1}, from the layout (K, ...) of the bytes."""
+    # exact, and numbers all the way: of the integers that shift, a CPU's compiler has vectors of half the width at best
+    byte = layouts[t // BITS].to(torch.float32)
+    return torch.floor(byte * 2.0 ** -(t % BITS)) - 2 * torch.floor(byte * 2.0 ** -(t % BITS + 1))
 
 
 @compilable

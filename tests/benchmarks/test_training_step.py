@@ -138,6 +138,7 @@ def test_casts_of_parameters_do_not_count():
     ],
 )
 def test_a_mistake_ends_with_one_clear_line(arguments, message, monkeypatch, capsys):
+    monkeypatch.setenv("THP_MEM_ALLOC_ENABLE", "1")  # which `main` sets
     monkeypatch.setattr(sys, "argv", ["training_step.py", *arguments])
     with pytest.raises(SystemExit) as end:
         training_step.main()
@@ -195,6 +196,7 @@ def test_the_table_holds_the_ratios_worked_out_by_hand():
     for i, (ours, theirs) in enumerate([(40.0, 20.0), (45.0, 15.0), (50.0, 20.0)]):
         records.append(record("headline", result(None, "rate_m", ours), i))
         records.append(record("headline", result("authors", "rate_m", theirs), i))
+        records.append(record("headline", result("authors", "rate_m", 5.0, precision="bf16"), i))
     for peer, slope in ((None, 7.0), ("authors", 28.0)):
         for batch in (16, 64):
             row = result(peer, "rate_m", 10.0, batch=batch, peak=500 + slope * batch, saved=2.0 * batch)
@@ -204,7 +206,10 @@ def test_the_table_holds_the_ratios_worked_out_by_hand():
     text = table.markdown(records, "python benchmarks/training_step.py --compare")
     assert line_with(text, "SpikeSwap", "40.0", "channels_last")[7] == "2.00"  # 40 over the faster 20
     assert line_with(text, "authors' code", "16.0")[7] == "0.80"
-    assert line_with(text, "2.00, 3.00, 2.50")[-1] == "**2.50**"
+    assert line_with(text, "2.00, 3.00, 2.50")[2:] == [
+        *("fp32, contiguous", "20.0, 15.0, 20.0", "2.00, 3.00, 2.50", "**2.50**")
+    ]
+    assert line_with(text, "bf16, contiguous")[3:] == ["5.0, 5.0, 5.0", "8.00, 9.00, 10.00", "**9.00**"]
     assert line_with(text, "SpikeSwap", "612", "948")[7:] == ["7.00", "0.25", "2.00"]
     assert line_with(text, "authors' code", "2292")[7:] == ["28.00", "1.00", "2.00"]
     assert line_with(text, "64.0 (8.00)")[0] == "16" and "8.0 (1.00)" in text  # 4 ms a step of time
@@ -264,6 +269,7 @@ def test_the_plan_takes_the_peers_faster_setting(tmp_path):
     records = [record("speed", result("authors", "rate_m", 16.0)), record("speed", fast)]
     assert {row.memory_format for row in plan.rows("headline", chosen, records) if row.peer} == {"channels_last"}
     assert {row.memory_format for row in plan.rows("headline", chosen, []) if row.peer} == {"contiguous"}
+    assert [row.peer for row in plan.rows("headline", chosen, [])] == [None, "authors"] * 2
     memory = plan.rows("memory", chosen, records)
     assert {row.batch for row in memory} == {16, 64}
     checkpointed = [(row.algorithm, row.batch) for row in memory if "--grad-checkpointing" in row.arguments(chosen)]

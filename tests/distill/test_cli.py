@@ -5,6 +5,7 @@ import dataclasses
 import inspect
 import itertools
 import json
+import os
 import sys
 import textwrap
 from pathlib import Path
@@ -342,6 +343,16 @@ def test_a_users_mistake_ends_with_one_line_and_status_2(error, capsys, monkeypa
     monkeypatch.setenv("SPIKESWAP_TRACEBACK", "1")
     with pytest.raises(type(error), match=str(error)):
         cli.run(main)
+
+
+@pytest.mark.parametrize("said", [None, "0"])
+def test_large_tensors_are_asked_to_be_in_large_pages_unless_the_user_says_otherwise(said, monkeypatch):
+    monkeypatch.setenv(cli.LARGE_PAGES, said or "")
+    if said is None:
+        monkeypatch.delenv(cli.LARGE_PAGES)
+    seen = []
+    cli.run(lambda: seen.append(os.environ[cli.LARGE_PAGES]))
+    assert seen == [said or "1"]
 
 
 def test_our_own_mistakes_keep_their_traceback():

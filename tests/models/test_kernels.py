@@ -46,6 +46,7 @@ def test_rates_of_half_precision_spikes_are_counted_in_float32():
 @pytest.mark.parametrize(
     ("toy", "algorithm", "piece"),
     [
+        ("Residual", "rate_m", None),
         ("Residual", "rate_m", 100),
         ("SharedNeuron", "rate_m", 100),
         ("SharedNeuron", "rate_s", None),
@@ -53,6 +54,7 @@ def test_rates_of_half_precision_spikes_are_counted_in_float32():
 )
 def test_compiled_passes_train_as_written_ones(toy, algorithm, piece, caplog, monkeypatch):
     if piece is not None:  # several of a layer's rows or images, and a last one that is smaller
+        monkeypatch.setattr(kernels, "ONE_LOOP", 0)
         monkeypatch.setattr(kernels, "PIECE", piece)
     config = NeuronConfig(leak=0.5, learnable_leak=toy == "SharedNeuron")
     network, images = generic(TOYS[toy](config)), torch.randn(2, 3, 9, 9, dtype=torch.float64)
@@ -70,6 +72,26 @@ def test_compiled_passes_train_as_written_ones(toy, algorithm, piece, caplog, mo
     assert_same_training(compiled, written)
     compile_kernels(False)
     torch.testing.assert_close(steps, theirs.eval()(images, per_step=True), rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.filterwarnings("ignore")  # of the compiler's own
+@pytest.mark.parametrize("reset", ["soft", "hard"])
+def test_one_compiled_loop_in_bfloat16_is_as_near_to_float64_as_bfloat16_is(reset, caplog):
+    torch.manual_seed(0)
+    config = NeuronConfig(leak=0.5, detach_reset=False, reset=reset)
+    current = (2 * torch.randn(4 * 3, 5, 4, 4)).bfloat16().to(memory_format=torch.channels_last)
+    added = torch.randint(16, (3, 5, 4, 4), dtype=torch.uint8).to(memory_format=torch.channels_last)
+    affine = (torch.rand(5) + 0.5, torch.rand(5))
+    arguments = ([affine, None], [4, 1], 4, config, 0.5)
+    exact = tuple(v.double() for v in affine)
+    _, bits, means = kernels.fire_with_rate([current.double(), added], [exact, None], *arguments[1:])
+    compile_kernels(True)
+    _, found_bits, found = kernels.fire_with_rate([current, added], *arguments)
+    if any("torch.compile failed" in record.message for record in caplog.records):
+        pytest.skip("no compiler on this machine")
+    assert torch.equal(found_bits, bits) and torch.equal(found.counts, means.counts)
+    assert found.kappa.dtype == torch.bfloat16 and not torch.equal(means.kappa, torch.zeros_like(means.kappa))
+    torch.testing.assert_close(found.kappa.double(), means.kappa, rtol=2**-8, atol=1e-6)
 
 
 def test_a_layer_is_fired_in_pieces_with_a_smaller_last_one(monkeypatch):

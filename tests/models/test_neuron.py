@@ -10,6 +10,7 @@ from torch import nn
 from toy_networks import spiking
 
 from models import NeuronConfig, SpikeTrain, SpikingNeuron
+from models.dynamics import surrogate_derivative, surrogate_derivative_in_a_loop
 from models.tape import Tape
 
 
@@ -84,6 +85,20 @@ def test_the_surrogate_derivatives_above_are_right():
     for h, x in ((H1, 1), (H2_SOFT, -1.5), (H2_HARD, -2)):
         g = 1 / (1 + math.exp(-x))
         assert h == pytest.approx(4 * g * (1 - g), rel=1e-14)
+
+
+@pytest.mark.parametrize(("alpha", "threshold"), [(4.0, 1.0), (1.0, 0.5), (25.0, 2.0)])
+def test_the_surrogate_derivative_of_a_loop_has_the_digits_of_float32(alpha, threshold):
+    config = NeuronConfig(alpha=alpha, threshold=threshold)
+    z = torch.linspace(-30, 30, 6001, dtype=torch.float64)
+    u = (z / alpha + threshold).float()
+    exact = surrogate_derivative(u.double(), config)
+    found = surrogate_derivative_in_a_loop(u, config)
+    near = z.abs() <= 8
+    torch.testing.assert_close(found[near].double(), exact[near], rtol=4e-6, atol=0)
+    torch.testing.assert_close(found.double(), exact, rtol=4e-6, atol=1e-8 * alpha)
+    ends = surrogate_derivative_in_a_loop(torch.tensor([-1e30, 1e30, -math.inf, math.inf, math.nan]), config)
+    assert ends[:4].tolist() == [0, 0, 0, 0] and ends[4].isnan()
 
 
 @pytest.mark.parametrize(("reset", "detach_reset"), KAPPA)
