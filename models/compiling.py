@@ -44,9 +44,9 @@ def compilable(kernel: Callable, *, inlined: bool = False) -> Callable:
     """A pass that is compiled at its first call, where compiling is on.
 
     Args:
-        inlined: one loop that keeps nothing in memory in between, however often a value is used: what the compiler
-            would store, it computes in the loop. How long it takes to compile doubles with each value that is
-            used twice by the next.
+        inlined: what the compiler would keep in memory, because it is used often, it computes anew where it is used,
+            in the same loop but once. How long it takes to compile doubles with each value that is used twice by the
+            next.
     """
     compiled = None
 

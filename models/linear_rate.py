@@ -27,12 +27,16 @@ class Counts(NamedTuple):
 
     def rate(self, dtype: torch.dtype) -> Tensor:
         """The rate to the last bit: divided as the neurons divide it."""
-        return from_layout(_rate(layout(self.spikes, 1), self.timesteps, dtype), self.spikes)
+        # elsewhere a compiler may divide by a number of steps that it does not know as it does not by one that it knows
+        divide = _divided_in_one_pass if self.spikes.device.type == "cpu" else _divided
+        return from_layout(divide(layout(self.spikes, 1), self.timesteps, dtype), self.spikes)
 
 
-@compilable
-def _rate(spikes: Tensor, timesteps: int, dtype: torch.dtype) -> Tensor:
+def _divided(spikes: Tensor, timesteps: int, dtype: torch.dtype) -> Tensor:
     return (spikes.to(torch.promote_types(dtype, torch.float32)) / timesteps).to(dtype)
+
+
+_divided_in_one_pass = compilable(_divided)
 
 
 class ConvRate(Function):

@@ -62,7 +62,7 @@ def bytes_of(timesteps: int) -> int:
 
 def spikes_of_step(layouts: Tensor, t: int) -> Tensor:
     """The spikes of step t, (rows, C) or (B, C, pixels), float32 in {0, 1}, from the layout (K, ...) of the bytes."""
-    # exact, and numbers all the way: of the integers that shift, a CPU's compiler has vectors of half the width at best
+    # exact, and numbers all the way: beside bfloat16 a CPU's compiler has no vectors of the integers that shift
     byte = layouts[t // BITS].to(torch.float32)
     return torch.floor(byte * 2.0 ** -(t % BITS)) - 2 * torch.floor(byte * 2.0 ** -(t % BITS + 1))
 

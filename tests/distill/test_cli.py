@@ -6,6 +6,7 @@ import inspect
 import itertools
 import json
 import os
+import subprocess
 import sys
 import textwrap
 from pathlib import Path
@@ -353,6 +354,29 @@ def test_large_tensors_are_asked_to_be_in_large_pages_unless_the_user_says_other
     seen = []
     cli.run(lambda: seen.append(os.environ[cli.LARGE_PAGES]))
     assert seen == [said or "1"]
+
+
+PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+
+
+@pytest.mark.skipif(not PAGES.exists() or "[never]" in PAGES.read_text(), reason="the system has no large pages")
+def test_nothing_that_the_scripts_import_comes_before_the_large_pages():
+    program = """
+import resource
+from distill import cli, distillation, session
+from distill.config import DistillConfig
+import torch
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.empty(2**26, dtype=torch.uint8).fill_(1)
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+
+cli.run(faults)
+"""
+    environment = {name: value for name, value in os.environ.items() if name != cli.LARGE_PAGES}
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment, check=True)
+    assert int(done.stdout) < 2**26 / 4096 / 2  # a fault for each small page would be twice as many
 
 
 def test_our_own_mistakes_keep_their_traceback():

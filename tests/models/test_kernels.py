@@ -8,7 +8,8 @@ from reference import assert_same_training, train_once
 from toy_networks import TOYS, generic, spiking
 
 from models import NeuronConfig, compile_kernels, kernels, set_algorithm
-from models.compiling import compilable, is_compiling
+from models.compiling import _inlining, compilable, is_compiling
+from models.dynamics import surrogate_derivative
 
 
 @pytest.fixture(autouse=True)
@@ -92,6 +93,49 @@ def test_one_compiled_loop_in_bfloat16_is_as_near_to_float64_as_bfloat16_is(rese
     assert torch.equal(found_bits, bits) and torch.equal(found.counts, means.counts)
     assert found.kappa.dtype == torch.bfloat16 and not torch.equal(means.kappa, torch.zeros_like(means.kappa))
     torch.testing.assert_close(found.kappa.double(), means.kappa, rtol=2**-8, atol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore")  # of the compiler's own
+@pytest.mark.parametrize("at_once", [True, False], ids=["rate_m", "rate_s"])
+def test_a_compiled_derivative_has_digits_where_the_sigmoid_in_float32_has_none(at_once, caplog):
+    config = NeuronConfig()
+    z = torch.linspace(-8, 8, 401, dtype=torch.float64).view(-1, 1)
+    u = (z / config.alpha + config.threshold).float()
+    exact = surrogate_derivative(u.double(), config)
+    assert (surrogate_derivative(u, config) / exact - 1).abs().max() > 1e-4
+    compile_kernels(True)
+    if at_once:
+        _, _, means = kernels.fire_with_rate([u], [None], [1], 1, config, config.leak)
+        assert kernels.fire_with_rate([u[:0]], [None], [1], 1, config, config.leak)[0].shape == (0, 1)
+    else:
+        spikes, state = kernels.fire_once([u], [None], None, config, config.leak)
+        means = kernels.means_of_steps(state, 1, spikes)
+    if any("torch.compile failed" in record.message for record in caplog.records):
+        pytest.skip("no compiler on this machine")
+    torch.testing.assert_close(means.kappa.double(), exact, rtol=4e-6, atol=0)
+
+
+def test_the_compiler_knows_the_settings_that_make_one_loop():
+    settings = _inlining()
+    assert len(settings) == 3
+    torch.compile(lambda x: x, options=settings)  # refuses what it does not know
+
+
+@pytest.mark.parametrize(("timesteps", "way"), [(4, "_fire_in_one_loop"), (5, "_fire_in_pieces")])
+def test_few_steps_are_fired_in_one_loop_and_many_in_pieces(timesteps, way, monkeypatch):
+    ways = []
+    for name in ("_fire_in_one_loop", "_fire_in_pieces", "_fire_whole"):
+
+        def written(*arguments, name=name):
+            ways.append(name)
+            return kernels._fire_with_rate(*arguments)
+
+        monkeypatch.setattr(kernels, name, written)
+    current = torch.randn(timesteps * 2, 3)
+    kernels.fire_with_rate([current], [None], [timesteps], timesteps, NeuronConfig(), 0.2)
+    compile_kernels(True)
+    kernels.fire_with_rate([current], [None], [timesteps], timesteps, NeuronConfig(), 0.2)
+    assert ways == ["_fire_whole", way]
 
 
 def test_a_layer_is_fired_in_pieces_with_a_smaller_last_one(monkeypatch):
