@@ -147,8 +147,8 @@ def fire_with_rate(
 
 
 ONE_LOOP = 4
-"""The most steps that a CPU goes through in one loop, which keeps no membrane in between (in float32 another one sums the
-spikes up): with each more it takes about twice as long to compile, seven seconds at 4 and up to half a minute at 6."""
+"""The most steps that a CPU goes through in one loop, which keeps no membrane in between (in float32 another one sums
+the spikes up): with each more it takes about twice as long to compile, seven seconds at 4, up to half a minute at 6."""
 PIECE = 2**18
 """Numbers of a step that a CPU works on at a time: what the compiled pass keeps in between then stays in its cache."""
 
