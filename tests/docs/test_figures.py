@@ -40,6 +40,9 @@ CALIBRATION = "2026-11-22_calibration.md"
 GPU = "2026-11-26_study_h200.md"
 GPU_STEP = "2026-11-26_training_step_h200.md"
 BITS = "2026-11-26_spikes_as_bits.md"
+BF16 = "study/short_bf16.md"
+AMX = "2026-11-26_training_step_amx.md"
+ONE_LOOP = "2026-11-26_one_loop.md"
 
 
 def last_epoch(row: str) -> str:
@@ -55,7 +58,7 @@ ADVICE = {  # in docs/results.md
     "ended at 75.10 %": (FIRST, top1("joint-remedies-then_calibrated")),
     "is 1.12 points above": (STUDY, r"teacher_weights [\d.]+: \+([\d.]+)"),
     "labels alone | - | 82.98 |": (STUDY, top1("teacher_weights")),
-    "and 3.65 points behind": (STUDY, r"the teacher [\d.]+: -([\d.]+)"),
+    "and 3.65 and 2.95": (STUDY, r"the teacher [\d.]+: -([\d.]+)"),
     "(the papers') has 76.80 %": (FIRST, top1("convert_lif-converted-0.2")),
     "has 79.70 %": (FIRST, top1("convert_lif-converted-1.0")),
     "81.95 % |": (FIRST, top1("convert_lif-converted-0.7")),
@@ -63,13 +66,12 @@ ADVICE = {  # in docs/results.md
     "takes [0.421 of": ("study/timing_no.md", r"takes (\S+) of BPTT's time"),
     "took 0.338 of its memory": ("study/timing_no.md", r"takes (\S+) of BPTT's memory"),
     "[1.62, 1.41": ("study/timing_no.md", r"^\| joint (?:\| [^|]+){2}\| (\S+) \["),
-    "distillation ends at 83.60 %": (STUDY, top1("kd")),
-    "82.95 to": (STUDY, r"`kd` (?:\| [^|]+){2}\| [\d.]+ \[([\d.]+),"),
+    "| 83.60 [82.95": (STUDY, top1("kd")),
+    "[82.95, 83.95]": (STUDY, r"`kd` (?:\| [^|]+){2}\| [\d.]+ \[([\d.]+),"),
     "ends at [84.13 %": (MEDIUM, top1("kd")),
     "with it on 90.08 %": (MEDIUM, r"`kd` (?:\| [^|]+){8}\| ([\d.]+) \|"),
-    "`joint` hybrids at 83.97 %": (STUDY, top1("joint")),
-    "differ by 1.55 points": (STUDY, r"^Spread of the seeds: (\S+) points"),
-    "ones at 84.10 %": (STUDY, top1("stochastic")),
+    "| 83.97 [83.85": (STUDY, top1("joint")),
+    "one seed | 84.10": (STUDY, top1("stochastic")),
     "([83.15 %]": (FIRST, top1("kd-kd_remedies-all_but_the_last")),
     "hybrids 1.10 points (82.90 %)": (FIRST, r"`joint-remedies-then_frozen_norms` (?:\| [^|]+){3}\| -([\d.]+) \|"),
     "0.80 points above one with labels": (FIRST, r"`kd-kd_remedies-all_but_the_last` (?:\| [^|]+){3}\| -([\d.]+) \|"),
@@ -121,6 +123,21 @@ ADVICE = {  # in docs/results.md
     "and BPTT 61.77 %": (GPU, last_epoch("BPTT from scratch")),
     "84.16 | - |": (GPU, last_epoch("+ hybrids, `joint`")),
     "`rate_m` takes 9.0 ms": (GPU_STEP, r"^\| SpikeSwap, CUDA graphs (?:\| [^|]+){7}\| (\S+) \["),
+    "82.83 [82.25": (BF16, top1("teacher_weights")),
+    "83.57 [83.20": (BF16, top1("kd")),
+    "**84.65** [84.45": (BF16, top1("joint")),
+    "| 84.85 |": (BF16, top1("stochastic")),
+    "and 2.02 in bfloat16": (BF16, r"teacher_weights [\d.]+: \+([\d.]+)"),
+    "2.95 points behind": (BF16, r"the teacher [\d.]+: -([\d.]+)"),
+    "by up to 1.60 points": (BF16, r"^Spread of the seeds: (\S+) points"),
+    "hybrids end at [80.80 %]": (BF16, top1("joint_t2")),
+    "78.05 %, where they": (BF16, top1("joint_t1")),
+    "have 74.32 % there": (BF16, r"^\| \+ hybrids, joint \| [^|]+\| ([\d.]+) \["),
+    "they have 10.07 %": (BF16, r"^\| \+ hybrids, joint \| ([\d.]+) \["),
+    "is [1.84 times]": (AMX, r"^\| fp32 \| [^|]+\| fp32, .*\*\*(\S+)\*\*"),
+    "4.74 times theirs in float32": (AMX, r"^\| bf16 \| [^|]+\| fp32, .*\*\*(\S+)\*\*"),
+    "and 3.56 times": (AMX, r"^\| bf16 \| [^|]+\| bf16, .*\*\*(\S+)\*\*"),
+    "[5.44 times]": (ONE_LOOP, r"^\| median .*\*\*(\S+)\*\*"),
     "takes 5.18 MB for": (BITS, r"c57f7dc \| `rate_m` (?:\| [^|]+){2}\| (\S+) \|"),
     "blocks 4.03 MB": (BITS, r"checkpointed blocks (?:\| [^|]+){2}\| (\S+) \|"),
     "graphs it takes 52 ms": (GPU_STEP, r"^\| SpikeSwap \| rate_m \| bf16 (?:\| [^|]+){3}\| 2455.6 \| \S+ \| (\S+) \["),
