@@ -203,4 +203,21 @@ def test_memory_beside_bptt_and_cosines_beside_it():
     assert f"{ours / bptt:.2f}" == "0.26" and "BPTT | 0.26" in README.read_text()
     ((_, *cosines),) = rows("2026-11-22_gradient_cosine.md", "| all ")
     rate_m = [float(value) for value in cosines[:4]]
+    found = [
+        row for row in rows(AMX, "| SpikeSwap") + rows(AMX, "| authors") + rows(AMX, "| SpikingJelly") if len(row) == 10
+    ]
+    by_row = {
+        (row[0], row[1], row[3]): float(row[7]) for row in found if row[2] == "4" and "checkpointed" not in row[0]
+    }
+    ours = by_row["SpikeSwap", "rate_m", "bf16"]
+    peers = [
+        *(by_row["authors' code", "rate_m", precision] for precision in ("fp32", "bf16")),
+        *(by_row[who, "bptt", "fp32"] for who in ("authors' code", "SpikingJelly 2")),
+        *(by_row[who, "bptt", "bf16"] for who in ("authors' code", "SpikingJelly 2")),
+    ]
+    assert ours == 3.01 and [f"{ours / peer:.2f}" for peer in peers] == ["0.22", "0.23", "0.10", "0.10", "0.14", "0.20"]
+    for page in PAGES:
+        text = " ".join(prose(page).split())
+        assert "3.01 MB" in text and "0.22 of the authors' in float32, 0.23 of theirs in bfloat16" in text, page.name
+        assert "0.14 and 0.20 of" in text, page.name
     assert min(rate_m) >= 0.955 and max(rate_m) <= 0.985 and "cosine 0.96 to 0.98" in README.read_text()
