@@ -132,6 +132,7 @@ ADVICE = {  # in docs/results.md
     "by up to 1.60 points": (BF16, r"^Spread of the seeds: (\S+) points"),
     "hybrids end at [80.80 %]": (BF16, top1("joint_t2")),
     "78.05 %, where they": (BF16, top1("joint_t1")),
+    "85.80 % (one seed)": (BF16, top1("joint_t8")),
     "have 74.32 % there": (BF16, r"^\| \+ hybrids, joint \| [^|]+\| ([\d.]+) \["),
     "they have 10.07 %": (BF16, r"^\| \+ hybrids, joint \| ([\d.]+) \["),
     "is [1.84 times]": (AMX, r"^\| fp32 \| [^|]+\| fp32, .*\*\*(\S+)\*\*"),
