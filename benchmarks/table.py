@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import statistics
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -115,28 +116,27 @@ def _speed(records: Sequence[Record]) -> str:
 
 def _headline(records: Sequence[Record]) -> str:
     """images/s of each repeat, and the median of the ratios within the repeats."""
-    turns: dict[tuple[str | None, str], dict[int, Record]] = {}
+    turns: dict[str | None, dict[str, dict[int, Record]]] = {None: {}, "authors": {}}  # by who, precision and repeat
     for record in records:
         result = record["result"]
-        turns.setdefault((result["peer"], result["precision"]), {})[record["repeat"]] = result
+        turns[result["peer"]].setdefault(result["precision"], {})[record["repeat"]] = result
     body = []
-    for (_, precision), by_repeat in ((key, found) for key, found in turns.items() if key[0] is None):
-        for _, authors in ((key, found) for key, found in turns.items() if key[0] == "authors"):
-            pairs = [(by_repeat[i], authors[i]) for i in sorted(by_repeat) if i in authors]
-            if not pairs:
-                continue
-            ratios = [own["images_per_second"] / peer["images_per_second"] for own, peer in pairs]
-            peer = pairs[0][1]
-            body.append(
-                (
-                    precision,
-                    ", ".join(f"{own['images_per_second']:.1f}" for own, _ in pairs),
-                    f"{peer['precision']}, {peer['memory_format']}",
-                    ", ".join(f"{peer['images_per_second']:.1f}" for _, peer in pairs),
-                    ", ".join(f"{value:.2f}" for value in ratios),
-                    f"**{statistics.median(ratios):.2f}**",
-                )
+    for ours, authors in itertools.product(turns[None].values(), turns["authors"].values()):
+        pairs = [(ours[i], authors[i]) for i in sorted(ours) if i in authors]
+        if not pairs:
+            continue
+        ratios = [own["images_per_second"] / peer["images_per_second"] for own, peer in pairs]
+        own, peer = pairs[0]
+        body.append(
+            (
+                own["precision"],
+                ", ".join(f"{own['images_per_second']:.1f}" for own, _ in pairs),
+                f"{peer['precision']}, {peer['memory_format']}",
+                ", ".join(f"{peer['images_per_second']:.1f}" for _, peer in pairs),
+                ", ".join(f"{value:.2f}" for value in ratios),
+                f"**{statistics.median(ratios):.2f}**",
             )
+        )
     head = ("ours", "images/s", "authors'", "images/s", "ratio of each pair", "median")
     return _rows(head, body) if body else ""
 

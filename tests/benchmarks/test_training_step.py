@@ -16,6 +16,7 @@ from benchmarks import compare, measure, plan, table, training_step
 from benchmarks.contestants import Settings, contestant
 from benchmarks.measure import Step, saved_bytes
 from benchmarks.peers import authors, spikingjelly
+from distill.cli import LARGE_PAGES
 from distill.cuda_graphs import GRAPHED
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -138,13 +139,22 @@ def test_casts_of_parameters_do_not_count():
     ],
 )
 def test_a_mistake_ends_with_one_clear_line(arguments, message, monkeypatch, capsys):
-    monkeypatch.setenv("THP_MEM_ALLOC_ENABLE", "1")  # which `main` sets
+    monkeypatch.setenv(LARGE_PAGES, "1")  # which `main` sets
     monkeypatch.setattr(sys, "argv", ["training_step.py", *arguments])
     with pytest.raises(SystemExit) as end:
         training_step.main()
     printed = capsys.readouterr()
     assert end.value.code == 2 and printed.out == ""
     assert message in printed.err.splitlines()[-1]
+
+
+def test_every_contestant_asks_for_the_large_pages_that_scripts_ask_for(monkeypatch):
+    monkeypatch.setenv(LARGE_PAGES, "0")
+    monkeypatch.delenv(LARGE_PAGES)
+    monkeypatch.setattr(sys, "argv", ["training_step.py", "--steps=1"])
+    with pytest.raises(SystemExit):
+        training_step.main()
+    assert os.environ[LARGE_PAGES] == "1"
 
 
 def test_missing_code_of_a_peer_says_how_to_get_it(tmp_path):
@@ -276,6 +286,25 @@ def test_the_plan_takes_the_peers_faster_setting(tmp_path):
     assert checkpointed == [("rate_m", 16), ("rate_m", 64), ("bptt", 16), ("bptt", 64)]
     assert {tuple(sorted(row.environment)) for row in memory} == {("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_")}
     assert [row.timesteps for row in plan.rows("growth", chosen, [])] == [2, 4, 8, 16]
+
+
+def test_the_authors_have_their_turn_in_each_precision_in_the_format_that_is_its_faster_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(plan.machine, "has_native_bfloat16", lambda: True)
+    chosen = options(tmp_path, **ON_CPU | {"precisions": ["fp32", "bf16"]})
+    speeds = {("fp32", "contiguous"): 20.0, ("fp32", "channels_last"): 16.0}
+    speeds |= {("bf16", "contiguous"): 25.0, ("bf16", "channels_last"): 28.0}
+    records = [record("speed", result("authors", "rate_m", v, precision=p, fmt=f)) for (p, f), v in speeds.items()]
+    turns = [(row.repeat, row.peer, row.precision, row.memory_format) for row in plan.rows("headline", chosen, records)]
+    assert turns == [
+        (i, *turn)
+        for i in range(2)
+        for turn in (
+            (None, "fp32", "channels_last"),
+            (None, "bf16", "channels_last"),
+            ("authors", "fp32", "contiguous"),
+            ("authors", "bf16", "channels_last"),
+        )
+    ]
 
 
 def test_on_a_gpu_ours_run_as_graphs_too_and_alone_in_turns(tmp_path):

@@ -4,6 +4,7 @@ import logging
 
 import pytest
 import torch
+from compiler import skip_without_compiler
 from reference import assert_same_training, train_once
 from toy_networks import TOYS, generic, spiking
 
@@ -67,8 +68,7 @@ def test_compiled_passes_train_as_written_ones(toy, algorithm, piece, caplog, mo
     compile_kernels(True)
     compiled = train_once(ours, ours, images)
     steps = set_algorithm(ours, "bptt").eval()(images, per_step=True)
-    if any("torch.compile failed" in record.message for record in caplog.records):
-        pytest.skip("no compiler on this machine")
+    skip_without_compiler(caplog)
     assert is_compiling()
     assert_same_training(compiled, written)
     compile_kernels(False)
@@ -88,8 +88,7 @@ def test_one_compiled_loop_in_bfloat16_is_as_near_to_float64_as_bfloat16_is(rese
     _, bits, means = kernels.fire_with_rate([current.double(), added], [exact, None], *arguments[1:])
     compile_kernels(True)
     _, found_bits, found = kernels.fire_with_rate([current, added], *arguments)
-    if any("torch.compile failed" in record.message for record in caplog.records):
-        pytest.skip("no compiler on this machine")
+    skip_without_compiler(caplog)
     assert torch.equal(found_bits, bits) and torch.equal(found.counts, means.counts)
     assert found.kappa.dtype == torch.bfloat16 and not torch.equal(means.kappa, torch.zeros_like(means.kappa))
     torch.testing.assert_close(found.kappa.double(), means.kappa, rtol=2**-8, atol=1e-6)
@@ -110,8 +109,7 @@ def test_a_compiled_derivative_has_digits_where_the_sigmoid_in_float32_has_none(
     else:
         spikes, state = kernels.fire_once([u], [None], None, config, config.leak)
         means = kernels.means_of_steps(state, 1, spikes)
-    if any("torch.compile failed" in record.message for record in caplog.records):
-        pytest.skip("no compiler on this machine")
+    skip_without_compiler(caplog)
     torch.testing.assert_close(means.kappa.double(), exact, rtol=4e-6, atol=0)
 
 
