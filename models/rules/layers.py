@@ -14,13 +14,14 @@ from models.linear_rate import ConvRate, LinearRate, WithValue
 from models.normalization import Norm, update_running
 from models.ranks import active_group, moments_over_ranks
 from models.rules.base import affine, affine_function, on_traces, rate_rule
+from models.small_maps import convolve
 from models.spiketrain import SpikeTrain, UnsupportedOperationError
 from models.sync import batch_norm_over_ranks
 from models.tape import Moments
 from models.term import Term
 
 
-def _convolution(function: Callable, spatial: int) -> None:
+def _convolution(function: Callable, convolve: Callable, spatial: int) -> None:
     @rate_rule(function)
     def rule(x, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
         stride, dilation = _ints(stride, spatial), _ints(dilation, spatial)
@@ -28,7 +29,7 @@ def _convolution(function: Callable, spatial: int) -> None:
         geometry = (stride, padding, dilation, groups)
         return linear_map(
             x,
-            lambda v: function(v, weight, bias, *geometry),
+            lambda v: convolve(v, weight, bias, *geometry),
             lambda v, value, counts: ConvRate.apply(v, weight, bias, value, (*geometry, None), counts),
         )
 
@@ -85,8 +86,8 @@ def _ints(value: int | Sequence[int], count: int) -> list[int]:
     return values * count if len(values) == 1 else values
 
 
-for _function, _spatial in ((F.conv1d, 1), (F.conv2d, 2), (F.conv3d, 3)):
-    _convolution(_function, _spatial)
+for _function, _convolve, _spatial in ((F.conv1d, F.conv1d, 1), (F.conv2d, convolve, 2), (F.conv3d, F.conv3d, 3)):
+    _convolution(_function, _convolve, _spatial)
 for _transposed, _spatial in ((F.conv_transpose1d, 1), (F.conv_transpose2d, 2), (F.conv_transpose3d, 3)):
     _transposed_convolution(_transposed, _spatial)
 
