@@ -1,4 +1,4 @@
-"""The passes over a spike stream, fused: statistics in one, norm, residual sum, firing and means in another.
+"""The passes over a spike stream, fused: statistics in one; norm, residual sum, firing and means in another.
 
 Pure functions of tensors in the layout in which their memory lies, time first: (S, rows, C) for channels_last and
 for vectors, (S, B, C, pixels) otherwise. `torch.compile` turns each into one loop over the stream (`models.compiling`).
@@ -9,7 +9,9 @@ Shapes: T steps, S stored steps (1 or T), B images, C channels, K = ceil(T / 8) 
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -51,38 +53,26 @@ class Means(NamedTuple):
     """None where the leak is not learned."""
     counts: Tensor | None
     """The number of spikes, uint8; None for a T that it cannot hold."""
+    addends: Sequence[Tensor | None] = ()
+    """The mean over time of each addend, before its scale and shift; None where it was not asked for."""
 
 
 MAX_COUNT = 255
 """The most spikes that a uint8 can count."""
 
 
-def moments_and_mean(folded: Tensor, steps: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean and biased variance per channel over all steps, (C,), and the mean over time, (B, C, ...)."""
+def moments(folded: Tensor, steps: int) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance per channel over all steps, (C,), of a folded stream (S*B, C, ...)."""
     if not is_compiling():
         # the statistics of PyTorch's own batch norm, several times as fast as torch.var_mean on a CPU; in the type
         # of the running statistics, which for a bfloat16 stream would otherwise be bfloat16
         unused = folded.new_zeros(folded.shape[1], dtype=torch.promote_types(folded.dtype, torch.float32))
-        mean, var = torch.batch_norm_update_stats(folded, unused, unused.clone(), 0.0)
-        return mean, var, mean_over_steps(folded, steps)
-    x, last = images_apart(layout(folded, steps), folded, steps), channels_are_last(folded)
-    if steps == 1:
-        return *_moments(x, last), folded
-    mean, var, value = _moments_and_mean(x, last)
-    return mean, var, from_layout(value[None], folded)
-
-
-@compilable
-def _moments_and_mean(x: Tensor, channels_last: bool) -> tuple[Tensor, Tensor, Tensor]:
-    return *_moments_of(x, channels_last), at_least_float32(x).mean(0).to(x.dtype)
+        return torch.batch_norm_update_stats(folded, unused, unused.clone(), 0.0)
+    return _moments(images_apart(layout(folded, steps), folded, steps), channels_are_last(folded))
 
 
 @compilable
 def _moments(x: Tensor, channels_last: bool) -> tuple[Tensor, Tensor]:
-    return _moments_of(x, channels_last)
-
-
-def _moments_of(x: Tensor, channels_last: bool) -> tuple[Tensor, Tensor]:
     x32 = at_least_float32(x)
     # one pass instead of two: about one of the numbers, so that a large mean cancels nothing
     centre = (x32[0, 0, :1] if channels_last else x32[0, 0, :, :1]) if x.ndim == 4 else x32[0, 0]
@@ -112,6 +102,7 @@ def fire_with_rate(
     timesteps: int,
     neuron: NeuronConfig,
     leak: Leak,
+    averaged: Sequence[bool] = (),
 ) -> tuple[Tensor, Tensor, Means]:
     """The spikes, also as bits, their mean over time r, kappa = dr/dcbar and, for a learned leak, chi = dr/dleak.
 
@@ -132,6 +123,8 @@ def fire_with_rate(
         steps: S of each addend, 1 or T; K of bits.
         timesteps: T.
         leak: a tensor where it is learned, for which alone chi is computed.
+        averaged: whether the mean over time of each addend is wanted, too, which is to be of T steps of numbers; empty
+            for none.
 
     Returns:
         spikes (T*B, C, ...), in the type of the first addend; the same as bits, uint8 (K*B, C, ...); and the means, in
@@ -141,9 +134,15 @@ def fire_with_rate(
     fire_all = _fire_whole
     if is_compiling() and like.device.type == "cpu":
         fire_all = _fire_in_one_loop if timesteps <= ONE_LOOP else _fire_in_pieces
-    spikes, bits, *means = fire_all(streams, maps, timesteps, neuron, leak)
-    shaped = (x if x is None else from_layout(x[None], like) for x in means)
-    return from_layout(spikes, like), from_layout(bits, like), Means(*shaped)  # type: ignore[arg-type]  # only the last two may be None
+    # as written it would be a pass for each step
+    in_the_loop = [i for i, wanted in enumerate(averaged) if wanted] if is_compiling() else []
+    spikes, bits, *means = fire_all(streams, maps, timesteps, neuron, leak, in_the_loop)
+    rate, kappa, chi, counts, *found = (x if x is None else from_layout(x[None], like) for x in means)
+    addends: list[Tensor | None] = [None] * len(averaged)
+    for i, wanted in enumerate(averaged):
+        if wanted:
+            addends[i] = found[in_the_loop.index(i)] if in_the_loop else mean_over_steps(folded[i], steps[i])
+    return from_layout(spikes, like), from_layout(bits, like), Means(rate, kappa, chi, counts, addends)  # type: ignore[arg-type]  # only chi and counts may be None
 
 
 ONE_LOOP = 4
@@ -154,12 +153,16 @@ PIECE = 2**18
 
 
 @compilable
-def _fire_whole(streams: list[Tensor], maps: list, timesteps: int, neuron: NeuronConfig, leak: Leak):
+def _fire_whole(
+    streams: list[Tensor], maps: list, timesteps: int, neuron: NeuronConfig, leak: Leak, averaged: list[int]
+):
     """`_fire_with_rate` in one call: on a GPU, writing into given tensors is another pass over the spikes."""
-    return _fire_with_rate(streams, maps, timesteps, neuron, leak)
+    return _fire_with_rate(streams, maps, timesteps, neuron, leak, averaged)
 
 
-def _fire_in_pieces(streams: list[Tensor], maps: list, timesteps: int, neuron: NeuronConfig, leak: Leak):
+def _fire_in_pieces(
+    streams: list[Tensor], maps: list, timesteps: int, neuron: NeuronConfig, leak: Leak, averaged: list[int]
+):
     """The compiled `_fire_with_rate` on a CPU, a piece of the rows (or images) at a time.
 
     The compiler keeps a membrane of every step in between; in pieces they need no memory to speak of. One loop would
@@ -169,16 +172,16 @@ def _fire_in_pieces(streams: list[Tensor], maps: list, timesteps: int, neuron: N
     spikes = streams[0].new_empty(timesteps, *shape)
     bits = spikes.new_empty(bytes_of(timesteps), *shape, dtype=torch.uint8)
     means = [spikes.new_empty(shape) for _ in range(3 if isinstance(leak, Tensor) else 2)]
-    if timesteps <= MAX_COUNT:
-        means.append(spikes.new_empty(shape, dtype=torch.uint8))
+    counts = spikes.new_empty(shape, dtype=torch.uint8) if timesteps <= MAX_COUNT else None
+    averages = [streams[i].new_empty(shape) for i in averaged]
+    outputs = [*means, *([] if counts is None else [counts]), *averages]
     numbers = max(1, math.prod(shape))  # an empty batch has none
     piece = max(1, PIECE * rows // numbers)
     for start in range(0, rows, piece):
         part = slice(start, start + piece)
-        written = [spikes[:, part], bits[:, part], *(m[part] for m in means)]
-        _fire_into([s[:, part] for s in streams], maps, timesteps, neuron, leak, written)
-    counts = means.pop() if timesteps <= MAX_COUNT else None
-    return spikes, bits, *means, *[None] * (3 - len(means)), counts
+        written = [spikes[:, part], bits[:, part], *(x[part] for x in outputs)]
+        _fire_into([s[:, part] for s in streams], maps, timesteps, neuron, leak, averaged, written)
+    return spikes, bits, *means, *[None] * (3 - len(means)), counts, *averages
 
 
 def fire_once(
@@ -250,15 +253,24 @@ def _fire(streams: list[Tensor], maps: list, timesteps: int, neuron: NeuronConfi
 
 @compilable
 def _fire_into(
-    streams: list[Tensor], maps: list, timesteps: int, neuron: NeuronConfig, leak: Leak, written: list[Tensor]
+    streams: list[Tensor],
+    maps: list,
+    timesteps: int,
+    neuron: NeuronConfig,
+    leak: Leak,
+    averaged: list[int],
+    written: list[Tensor],
 ) -> None:
     """`_fire_with_rate` that writes what it finds into tensors."""
-    found = [x for x in _fire_with_rate(streams, maps, timesteps, neuron, leak) if x is not None]
+    found = [x for x in _fire_with_rate(streams, maps, timesteps, neuron, leak, averaged) if x is not None]
     for tensor, value in zip(written, found, strict=True):
         tensor.copy_(value)
 
 
-def _fire_with_rate(streams: list[Tensor], maps: list, timesteps: int, neuron: NeuronConfig, leak: Leak):
+def _fire_with_rate(
+    streams: list[Tensor], maps: list, timesteps: int, neuron: NeuronConfig, leak: Leak, averaged: list[int]
+):
+    """Spikes, bits, rate, kappa, chi, counts, and the mean over time of the addends with these numbers."""
     learned = isinstance(leak, Tensor)
     dtype = streams[0].dtype
     v: Any = 0.0
@@ -269,8 +281,11 @@ def _fire_with_rate(streams: list[Tensor], maps: list, timesteps: int, neuron: N
     chi: Any = 0.0
     byte: Any = 0.0
     spikes, packed = [], []
+    sums: list[Any] = [0.0 for _ in averaged]
     for t in range(timesteps):
-        u, s, v = step(_current(streams, maps, t), v, leak, neuron)
+        addends = _addends(streams, t)
+        sums = [total + addends[i] for total, i in zip(sums, averaged, strict=True)]
+        u, s, v = step(_total(addends, maps), v, leak, neuron)
         h = _surrogate_derivative(u, neuron)
         a = membrane_derivative(u, s, h, leak, neuron)
         spikes.append(s.to(dtype))
@@ -287,7 +302,9 @@ def _fire_with_rate(streams: list[Tensor], maps: list, timesteps: int, neuron: N
     means = [(rate / timesteps).to(dtype), (kappa / timesteps).to(dtype)]
     means += [(chi / timesteps).to(dtype) if learned else None]
     bits = packed[0][None] if len(packed) == 1 else torch.stack(packed)
-    return torch.stack(spikes), bits, *means, rate.to(torch.uint8) if timesteps <= MAX_COUNT else None
+    means += [rate.to(torch.uint8) if timesteps <= MAX_COUNT else None]
+    averages = [(total / timesteps).to(streams[i].dtype) for total, i in zip(sums, averaged, strict=True)]
+    return torch.stack(spikes), bits, *means, *averages
 
 
 _fire_in_one_loop = compilable(_fire_with_rate, inlined=True)
@@ -318,12 +335,22 @@ def _surrogate_derivative(u: Tensor, neuron: NeuronConfig) -> Tensor:
 
 
 def _current(streams: list[Tensor], maps: list, t: int) -> Tensor:
-    """The input current of step t: the sum of the addends, each scaled and shifted; uint8 is spikes as bits."""
-    total: Any = None
-    for stream, affine in zip(streams, maps, strict=True):
-        as_bits = stream.dtype == torch.uint8
-        x = spikes_of_step(stream, t) if as_bits else stream[t if stream.shape[0] > 1 else 0]
-        x = at_least_float32(x)
-        x = x if affine is None else x * affine[0] + affine[1]
-        total = x if total is None else total + x
-    return total
+    """The input current of step t."""
+    return _total(_addends(streams, t), maps)
+
+
+def _addends(streams: list[Tensor], t: int) -> list[Tensor]:
+    """Those of step t, at least in float32; uint8 is spikes as bits."""
+    return [
+        spikes_of_step(stream, t)
+        if stream.dtype == torch.uint8
+        else at_least_float32(stream[t if stream.shape[0] > 1 else 0])
+        for stream in streams
+    ]
+
+
+def _total(addends: list[Tensor], maps: list) -> Tensor:
+    """The sum of the addends, each scaled and shifted."""
+    return functools.reduce(
+        torch.add, [x if m is None else x * m[0] + m[1] for x, m in zip(addends, maps, strict=True)]
+    )

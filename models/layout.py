@@ -53,7 +53,12 @@ def is_channels_last(x: Tensor) -> bool:
 
 def mean_over_steps(folded: Tensor, steps: int) -> Tensor:
     """The mean over time of a folded stream: (S*B, ...) -> (B, ...)."""
-    return folded if steps == 1 else folded.unflatten(0, (steps, -1)).mean(0)
+    if steps == 1:
+        return folded
+    if folded.ndim < 2:
+        return folded.unflatten(0, (steps, -1)).mean(0)
+    like = dense(folded)  # as the memory lies: a mean of another view comes in another memory format
+    return from_layout(layout(like, steps).mean(0, keepdim=True), like)
 
 
 def at_least_float32(x: Tensor) -> Tensor:

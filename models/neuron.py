@@ -82,7 +82,11 @@ class SpikingNeuron(SimpleBaseNode):
     def _rate_pass(self, x: SpikeTrain) -> SpikeTrain:
         with torch.no_grad():
             streams, maps, steps = _currents(x)
-            spikes, bits, means = fire_with_rate(streams, maps, steps, x.timesteps, self.config, self.leak)
+            averaged = [term.rate_is_pending and term.steps > 1 for term in x.terms]
+            spikes, bits, means = fire_with_rate(streams, maps, steps, x.timesteps, self.config, self.leak, averaged)
+            for term, average in zip(x.terms, means.addends, strict=True):
+                if average is not None:
+                    term.rate_before_norm(average)
         return x.derive(
             spikes,
             x.timesteps,

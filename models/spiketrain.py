@@ -87,7 +87,7 @@ class SpikeTrain:
         """A stream (T, B, C, ...) that differs from step to step."""
         timesteps, folded = stream.shape[0], stream.flatten(0, 1)
         if kind == "rate":
-            return cls([Term(folded.detach(), timesteps, _rate=stream.mean(0))], timesteps, kind)
+            return cls([Term(folded.detach(), timesteps, _rate=mean_over_steps(folded, timesteps))], timesteps, kind)
         return cls([Term(folded, timesteps)], timesteps, kind)
 
     def derive(

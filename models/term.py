@@ -73,6 +73,11 @@ class Term:
     def device(self) -> torch.device:
         return self.numbers.device if self.numbers is not None else self.bits.bytes.device  # type: ignore[union-attr]
 
+    @property
+    def rate_is_pending(self) -> bool:
+        """Whether the rate is still to be computed from the stream."""
+        return self._rate is None
+
     def rate_before_norm(self, value: Tensor | None = None) -> Tensor:
         """The rate before `norm`, (B, C, ...); `value` is the mean of the stream where it is known already."""
         if self._rate is None:

@@ -8,7 +8,7 @@ from spikingjelly.activation_based.base import MemoryModule
 from torch import Tensor, nn
 
 from models.feedback.averages import average_over_steps
-from models.kernels import moments_and_mean
+from models.kernels import moments
 from models.linear_rate import WithValue
 from models.normalization import Norm, update_running
 from models.ranks import active_group, moments_over_ranks
@@ -87,7 +87,7 @@ class AverageNorm(nn.BatchNorm2d):
         term, group = x.single(), active_group()
         average = average_over_steps(term.stream, term.steps, self.leak)
         rate = WithValue.apply(term.rate_before_norm(average), average)
-        mean, var, _ = moments_and_mean(average, 1)
+        mean, var = moments(average, 1)
         count: int | Tensor = average.numel() // average.shape[1]
         if group is not None:
             mean, var, count = moments_over_ranks(mean, var, count, group)  # type: ignore[arg-type]

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.kernels import moments_and_mean
+from models.kernels import moments
 from models.linear_rate import ConvRate, LinearRate, WithValue
 from models.normalization import Norm, update_running
 from models.ranks import active_group, moments_over_ranks
@@ -113,7 +113,7 @@ def batch_norm(
         return _batch_norm_with_graph(x, running_mean, running_var, weight, bias, training, momentum, eps)
     if training and x.kind == "plain_step":
         raise UnsupportedOperationError("no rule a step at a time for a batch norm with the statistics of all steps")
-    term, value = x.single(), None
+    term = x.single()
     group = active_group() if training else None
     if not training:
         dtype = torch.promote_types(x.dtype, torch.float32)
@@ -124,7 +124,7 @@ def batch_norm(
         count: int | Tensor = _count(x)
         if group is None and count == 1:
             raise ValueError(f"batch norm in training takes more than 1 value per channel, found {tuple(x.shape)}")
-        mean, var, value = moments_and_mean(term.stream, term.steps)
+        mean, var = moments(term.stream, term.steps)
         if group is not None:
             mean, var, count = moments_over_ranks(mean, var, _count(x), group)
         if x.kind == "step":
@@ -133,9 +133,11 @@ def batch_norm(
             update_running(running_mean, running_var, mean, var, momentum, count)
         invstd = torch.rsqrt(var + eps)
     norm = Norm(mean, invstd, weight, bias, of_batch=training, group=group)
-    rate = term.rate_before_norm(value) if x.has_rate else None
     numbers = None if term.bits is not None else term.numbers
-    return x.of_terms(Term(numbers, term.steps, norm=norm, _rate=rate, bits=term.bits))
+    # neurons find the mean over time in passing
+    link = term.rate_before_norm if x.has_rate and term.rate_is_pending else None
+    rate = term.rate_before_norm() if x.has_rate and link is None else None
+    return x.of_terms(Term(numbers, term.steps, link=link, norm=norm, _rate=rate, bits=term.bits))
 
 
 def _batch_norm_with_graph(x, running_mean, running_var, weight, bias, training, momentum, eps) -> SpikeTrain:

@@ -27,14 +27,38 @@ def test_moments_are_at_least_float32_and_over_all_steps(dtype, steps, channels_
     if channels_last:
         folded = folded.to(memory_format=torch.channels_last)
     exact = folded.double()
-    mean, var, value = kernels.moments_and_mean(folded, steps)
+    mean, var = kernels.moments(folded, steps)
     wanted = torch.float64 if dtype == torch.float64 else torch.float32
-    assert mean.dtype == var.dtype == wanted and value.dtype == dtype
+    assert mean.dtype == var.dtype == wanted
     tolerance = 1e-12 if dtype == torch.float64 else 1e-5
     torch.testing.assert_close(mean.double(), exact.mean((0, 2, 3)), rtol=tolerance, atol=0)
     torch.testing.assert_close(var.double(), exact.var((0, 2, 3), correction=0), rtol=tolerance, atol=0)
-    average = exact.unflatten(0, (steps, 4)).mean(0)
-    torch.testing.assert_close(value.double(), average, rtol=1e-2 if dtype == torch.bfloat16 else 1e-6, atol=1e-3)
+
+
+@pytest.mark.filterwarnings("ignore")  # of the compiler's own
+@pytest.mark.parametrize("piece", [None, 100])
+@pytest.mark.parametrize("compiled", [False, True], ids=["as written", "compiled"])
+def test_firing_finds_the_mean_over_time_of_the_addends_that_it_is_asked_for(compiled, piece, caplog, monkeypatch):
+    if piece is not None:
+        monkeypatch.setattr(kernels, "ONE_LOOP", 0)
+        monkeypatch.setattr(kernels, "PIECE", piece)
+    shape, scale = (3 * 4, 5, 6, 7), (torch.rand(5).double(), torch.rand(5).double())
+    streams = [torch.randn(shape, dtype=torch.float64), torch.randn(4, *shape[1:]), torch.randn(shape).bfloat16()]
+    streams = [stream.to(memory_format=torch.channels_last) for stream in streams]
+    config = NeuronConfig()
+    arguments = (streams, [scale, None, None], [3, 1, 3], 3, config, config.leak)
+    compile_kernels(compiled)
+    spikes, bits, means = kernels.fire_with_rate(*arguments, [True, False, True])
+    skip_without_compiler(caplog)
+    for index in (0, 2):
+        wanted = streams[index].double().unflatten(0, (3, 4)).mean(0).to(streams[index].dtype)
+        found = means.addends[index]
+        assert found.dtype == streams[index].dtype and found.is_contiguous(memory_format=torch.channels_last)
+        torch.testing.assert_close(found, wanted, rtol=0.01 if index else 1e-12, atol=0.01 if index else 1e-12)
+    assert means.addends[1] is None
+    without_spikes, without_bits, without = kernels.fire_with_rate(*arguments)
+    assert without.addends == [] and torch.equal(without_spikes, spikes) and torch.equal(without_bits, bits)
+    assert torch.equal(without.kappa, means.kappa) and torch.equal(without.rate, means.rate)
 
 
 def test_rates_of_half_precision_spikes_are_counted_in_float32():
@@ -140,9 +164,9 @@ def test_a_layer_is_fired_in_pieces_with_a_smaller_last_one(monkeypatch):
     cut = []
     written = kernels._fire_with_rate
 
-    def into(streams, maps, timesteps, neuron, leak, places):
+    def into(streams, maps, timesteps, neuron, leak, averaged, places):
         cut.append(streams[0].shape[1])
-        found = [x for x in written(streams, maps, 3, neuron, leak) if x is not None]
+        found = [x for x in written(streams, maps, 3, neuron, leak, averaged) if x is not None]
         for place, value in zip(places, found, strict=True):
             place.copy_(value)
 
@@ -150,11 +174,11 @@ def test_a_layer_is_fired_in_pieces_with_a_smaller_last_one(monkeypatch):
     monkeypatch.setattr(kernels, "PIECE", 100)
     streams = [torch.randn(3, 31, 8, dtype=torch.float64), torch.randn(1, 31, 8, dtype=torch.float64)]
     config, maps = NeuronConfig(leak=0.5), [None, None]
-    found = kernels._fire_in_pieces(streams, maps, 3, config, torch.tensor(0.5, dtype=torch.float64))
+    found = kernels._fire_in_pieces(streams, maps, 3, config, torch.tensor(0.5, dtype=torch.float64), [0])
     assert cut == [12, 12, 7]
-    expected = written(streams, maps, 3, config, torch.tensor(0.5, dtype=torch.float64))
-    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
-    empty = kernels._fire_in_pieces([x[:, :0] for x in streams], maps, 3, config, 0.5)
+    expected = written(streams, maps, 3, config, torch.tensor(0.5, dtype=torch.float64), [0])
+    assert len(found) == 7 and all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    empty = kernels._fire_in_pieces([x[:, :0] for x in streams], maps, 3, config, 0.5, [])
     assert empty[0].shape == (3, 0, 8)
 
 

@@ -7,7 +7,7 @@ from timm.layers import DropPath
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from models import SpikeTrain, UnsupportedOperationError
+from models import SpikeTrain, SpikingNeuron, UnsupportedOperationError
 from models.rules.arithmetic import constant_like  # and the table is filled
 
 T, B = 3, 2
@@ -272,3 +272,23 @@ def test_a_single_number_a_channel_has_no_variance_as_torch_says():
         norm(one)
     with pytest.raises(ValueError, match="more than 1 value per channel"):
         norm(SpikeTrain.constant(one, 1, "rate"))
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_rate_before_a_norm_waits_for_the_neurons_which_find_it_in_passing(training, monkeypatch):
+    layer, norm = nn.Conv2d(3, 5, 3).double(), nn.BatchNorm2d(5).double().train(training)
+    images = torch.randn(3, 4, 3, 6, 6, dtype=torch.float64)
+
+    def gradients(read_before):
+        current = layer(SpikeTrain.from_stream(images, "rate"))
+        normed = norm(current)
+        assert current.terms[0].rate_is_pending and normed.terms[0].rate_is_pending
+        if read_before:
+            assert normed.terms[0].rate_before_norm() is current.rate
+        spikes = SpikingNeuron()(normed)
+        assert normed.terms[0].rate_before_norm() is current.terms[0].rate_before_norm()
+        torch.testing.assert_close(current.rate, layer(images.flatten(0, 1)).unflatten(0, (3, 4)).mean(0))
+        return torch.autograd.grad(spikes.rate.square().sum(), [layer.weight, norm.weight])
+
+    for waited, read in zip(gradients(False), gradients(True), strict=True):
+        assert torch.equal(waited, read)

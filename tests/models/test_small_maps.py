@@ -1,0 +1,175 @@
+"""Convolutions of small maps as products: the numbers of PyTorch's own, and where they are taken."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from models import small_maps
+from models.spiketrain import SpikeTrain
+
+NHWC = torch.channels_last
+CASES = {
+    "3x3": dict(kernel=(3, 3), stride=[1, 1], padding=[1, 1]),
+    "strided": dict(kernel=(3, 3), stride=[2, 2], padding=[1, 1]),
+    "nothing padded": dict(kernel=(2, 2), stride=[1, 1], padding=[0, 0]),
+    "lopsided": dict(kernel=(3, 2), stride=[2, 1], padding=[0, 1]),
+    "a padding that no pixel sees whole": dict(kernel=(5, 5), stride=[3, 3], padding=[2, 2]),
+}
+
+
+@pytest.fixture
+def taken(monkeypatch):
+    """Columns are made of so many images."""
+    made, columns = [], small_maps._columns
+    monkeypatch.setattr(small_maps, "_columns", lambda x, *rest: made.append(len(x)) or columns(x, *rest))
+    return made
+
+
+def case(kernel, stride, padding, images=5):
+    x = torch.randn(images, 3, 5, 4, dtype=torch.float64).to(memory_format=NHWC).requires_grad_()
+    weight = torch.randn(2, 3, *kernel, dtype=torch.float64).to(memory_format=NHWC).requires_grad_()
+    return x, weight, torch.randn(2, dtype=torch.float64, requires_grad=True), stride, padding
+
+
+@pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
+@pytest.mark.parametrize("name", CASES)
+def test_a_product_is_the_convolution_with_its_gradients(name, bias, taken, monkeypatch):
+    x, weight, shift, stride, padding = case(**CASES[name])
+    pixels = F.conv2d(x, weight, None, stride, padding)[0, 0].numel()
+    monkeypatch.setattr(small_maps, "ROWS", 2 * pixels + 1)  # two images at a time, and one that is left
+    shift = shift if bias else None
+    inputs = [v for v in (x, weight, shift) if v is not None]
+    found = small_maps._Product.apply(x, weight, shift, stride, padding)
+    wanted = F.conv2d(x, weight, shift, stride, padding)
+    grad = torch.randn_like(wanted)
+    assert taken == [2, 2, 1]
+    monkeypatch.setattr(small_maps, "_is_small", lambda *arguments: True)
+    monkeypatch.setattr(small_maps, "PAIRS", 0)
+    torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-12)
+    pairs = zip(torch.autograd.grad(found, inputs, grad), torch.autograd.grad(wanted, inputs, grad), strict=True)
+    for of_product, of_convolution in pairs:
+        torch.testing.assert_close(of_product, of_convolution, rtol=1e-6, atol=1e-5)  # of x summed in float32
+    assert taken[-1] == 5  # the gradient of the weight is one product
+
+
+@torch.no_grad()
+def test_of_float64_the_gradient_of_the_input_is_summed_in_float64():
+    x, weight, _, stride, padding = case(**CASES["3x3"])
+    grad = torch.randn(5, 2, 5, 4, dtype=torch.float64)
+    wanted = torch.nn.grad.conv2d_input(x.shape, weight, grad, stride, padding)
+    found = small_maps._input_gradient(grad, x, weight, stride, padding)
+    torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+def test_products_are_as_near_to_float64_as_convolutions_are(dtype):
+    channels = 384
+    x, grad = (torch.randn(3, channels, 4, 4).to(dtype).to(memory_format=NHWC) for _ in range(2))
+    weight = torch.randn(channels, channels, 3, 3).to(dtype).to(memory_format=NHWC)
+    geometry = ([1, 1], [1, 1], [1, 1])
+
+    def errors(convolve, backward, *numbers):
+        of_grad, of_x, of_weight = numbers
+        gradients = backward(of_grad, of_x, of_weight, [channels], *geometry, False, [0, 0], 1, [True, True, True])
+        return [convolve(of_x, of_weight, None, *geometry, 1), *gradients]
+
+    exact = errors(F.conv2d, torch.ops.aten.convolution_backward, *(v.double() for v in (grad, x, weight)))
+    own = errors(F.conv2d, torch.ops.aten.convolution_backward, grad, x, weight)
+    ours = errors(small_maps.convolve, small_maps.convolution_backward, grad, x, weight)
+    for wanted, theirs, found in zip(exact, own, ours, strict=True):
+        assert found.dtype == dtype and found.shape == theirs.shape
+        assert found.is_contiguous(memory_format=NHWC) if found.ndim == 4 else True
+        distance, given = ((v.double() - wanted).norm() / wanted.norm() for v in (found, theirs))
+        assert distance < max(1.6 * given, 1e-6)
+
+
+def maps(size=4, channels=384, images=2, dtype=torch.float32, memory_format=NHWC):
+    return torch.randn(images, channels, size, size).to(dtype).contiguous(memory_format=memory_format)
+
+
+@pytest.mark.parametrize(
+    ("x", "weight", "geometry", "groups", "small"),
+    [
+        (maps(), (384, 384, 3, 3), ([1, 1], [1, 1], [1, 1]), 1, True),
+        (maps(dtype=torch.bfloat16), (384, 384, 3, 3), ([1, 1], [1, 1], [1, 1]), 1, True),
+        (maps(8), (384, 384, 3, 3), ([2, 2], [1, 1], [1, 1]), 1, True),
+        (maps(8), (384, 384, 3, 3), ([1, 1], [1, 1], [1, 1]), 1, False),
+        (maps(5), (384, 384, 3, 3), ([1, 1], [1, 1], [1, 1]), 1, False),
+        (maps(channels=256), (511, 256, 3, 3), ([1, 1], [1, 1], [1, 1]), 1, False),
+        (maps(channels=256), (512, 256, 3, 3), ([1, 1], [1, 1], [1, 1]), 1, True),
+        (maps(), (384, 384, 1, 1), ([1, 1], [0, 0], [1, 1]), 1, False),
+        (maps(6), (384, 384, 3, 3), ([1, 1], [1, 1], [2, 2]), 1, False),
+        (maps(channels=768), (768, 384, 3, 3), ([1, 1], [1, 1], [1, 1]), 2, False),
+        (maps(memory_format=torch.contiguous_format), (384, 384, 3, 3), ([1, 1], [1, 1], [1, 1]), 1, False),
+        (maps(dtype=torch.float64), (384, 384, 3, 3), ([1, 1], [1, 1], [1, 1]), 1, False),
+        (maps(images=0), (384, 384, 3, 3), ([1, 1], [1, 1], [1, 1]), 1, False),
+    ],
+)
+def test_only_what_is_faster_is_a_product(x, weight, geometry, groups, small, taken):
+    with torch.no_grad():
+        small_maps.convolve(x, torch.randn(weight).to(x.dtype), None, *geometry, groups)
+    assert bool(taken) == small
+
+
+def test_a_kernel_larger_than_the_input_is_refused_as_pytorch_refuses_it():
+    with pytest.raises(RuntimeError, match="Kernel size can't be greater than actual input size"):
+        small_maps.convolve(maps(2), torch.randn(384, 384, 5, 5), None, [1, 1], [0, 0], [1, 1], 1)
+
+
+def test_gradients_of_weights_are_products_of_fewer_channels_than_the_others(taken):
+    x, weight = maps(channels=128), torch.randn(128, 128, 3, 3)
+    arguments = (torch.randn_like(x), x, weight, None, [1, 1], [1, 1], [1, 1])
+    for needed, made in (([True, False, False], []), ([False, True, False], [2])):
+        found = small_maps.convolution_backward(*arguments, False, [0, 0], 1, needed)
+        wanted = torch.ops.aten.convolution_backward(*arguments, False, [0, 0], 1, needed)
+        assert taken == made and [v is None for v in found] == [not n for n in needed]
+        pair = [next(v for v in all_three if v is not None) for all_three in (found, wanted)]
+        torch.testing.assert_close(*pair, rtol=1e-4, atol=1e-4)
+    found = small_maps.convolution_backward(
+        *arguments[:3], [128], *arguments[4:], True, [0, 0], 1, [False, True, False]
+    )
+    assert taken == [2] and found[1].shape == weight.shape  # of a transposed convolution it is PyTorch's own
+
+
+def test_autocast_takes_the_product_to_its_type_and_gradients_back(taken):
+    x, layer = maps().requires_grad_(), nn.Conv2d(384, 384, 3, padding=1).to(memory_format=NHWC)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y = small_maps.convolve(x, layer.weight, layer.bias, [1, 1], [1, 1], [1, 1], 1)
+    assert y.dtype == torch.bfloat16 and taken
+    y.sum().backward()
+    assert x.grad.dtype == layer.weight.grad.dtype == layer.bias.grad.dtype == torch.float32
+    torch.testing.assert_close(layer.bias.grad, torch.full((384,), 32.0))
+
+
+@pytest.mark.parametrize(("kind", "products"), [("rate", [6, 2]), ("graph", [6, 6]), ("plain", [6])])
+def test_layers_on_spike_trains_take_them(kind, products, taken):
+    layer = nn.Conv2d(384, 384, 3, padding=1, bias=False).to(memory_format=NHWC)
+    stream = maps(images=6).round().unflatten(0, (3, 2))
+    y = layer(SpikeTrain.from_stream(stream, kind))
+    if kind != "plain":
+        (y.rate if kind == "rate" else y.folded).square().sum().backward()
+        again = nn.functional.conv2d(stream.flatten(0, 1), layer.weight, padding=1)
+        of_loss = again.unflatten(0, (3, 2)).mean(0) if kind == "rate" else again
+        (wanted,) = torch.autograd.grad(of_loss.square().sum(), layer.weight)
+        torch.testing.assert_close(layer.weight.grad, wanted, rtol=1e-3, atol=1e-2)
+    assert taken == products
+
+
+def test_an_exported_layer_is_a_convolution(taken, monkeypatch):
+    class Layer(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(384, 384, 3, 3))
+
+        def forward(self, x):
+            return small_maps.convolve(x, self.weight, None, [1, 1], [1, 1], [1, 1], 1)
+
+    layer = Layer()
+    for strict in (True, False):
+        graph = torch.export.export(layer, (maps(),), strict=strict).graph
+        assert any("conv2d" in str(node.target) for node in graph.nodes)
+    assert not taken
+    monkeypatch.setattr(torch.jit, "is_tracing", lambda: True)
+    layer(maps())
+    assert not taken
