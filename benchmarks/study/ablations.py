@@ -161,6 +161,20 @@ ABLATIONS: dict[str, Ablation] = {
         note="Learning rate, and whether batch norms take the calibrated statistics or those of the batch.",
         scales=("full",),
     ),
+    "steps": Ablation(
+        title="Hybrids with larger steps and labels, on all images",
+        default="0.004, the calibrated statistics, no labels",
+        changes={
+            "0.02, of the batch, labels": {
+                "train.lr": "0.02",
+                **_OF_THE_BATCH,
+                "loss.student_ce": "1",
+                "loss.hybrid_ce": "1",
+            },
+        },
+        note="As of logit distillation below.",
+        scales=("full",),
+    ),
     "remedies": Ablation(
         title="One remedy after another",
         default="then the teacher's logits alone, temperature 4, lr 0.002",
