@@ -28,6 +28,8 @@ MB = 1e6
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 _PRODUCTS = re.compile(r"aten::(\w*conv\w*|(mkldnn_)?linear(_backward)?|_?(add|badd)?b?mm(_\w+)?)")
 """PyTorch's convolutions and matrix products, forward and backward."""
+SMALL_MAPS = "convolution of small maps"
+"""`models.small_maps.PROFILED_AS`; a peer must not import `models`."""
 
 
 def measure(settings: Settings) -> dict[str, Any]:
@@ -143,9 +145,11 @@ class Step:
         return largest / MB
 
     def non_convolution_share(self, steps: int = 2) -> float:
-        """Share of a step's time outside PyTorch's convolutions and matrix products; fused passes count as outside.
+        """Share of a step's time outside of convolutions and matrix products; fused passes count as outside.
 
-        On a CPU self time of operators in the time of the steps; on a GPU time of kernels in that of all kernels.
+        Inside are PyTorch's operators and our convolutions of small maps, with the copies that they make, as
+        PyTorch's make theirs. On a CPU self time of operators in the time of the steps; on a GPU time of kernels in
+        that of all kernels.
         """
         on_gpu = self.device.type == "cuda"
         activities = [ProfilerActivity.CPU, ProfilerActivity.CUDA] if on_gpu else [ProfilerActivity.CPU]
@@ -159,7 +163,15 @@ class Step:
             total = sum(event.self_device_time_total for event in events)
             return 1 - sum(event.self_device_time_total for event in products) / total
         total = sum(event.cpu_time_total for event in events if event.key == "training_step")
-        return 1 - sum(event.self_cpu_time_total for event in products) / total
+        inside = (event for event in run.events() if _PRODUCTS.fullmatch(event.name) or _in_small_maps(event))
+        return 1 - sum(event.self_cpu_time_total for event in inside) / total
+
+
+def _in_small_maps(event: Any) -> bool:
+    """Whether a profiler's event is of our convolutions of small maps."""
+    while event is not None and event.name != SMALL_MAPS:
+        event = event.cpu_parent
+    return event is not None
 
 
 @contextlib.contextmanager

@@ -49,11 +49,13 @@ class ConvRate(Function):
         geometry: stride, padding, dilation (a list of ints each), groups, and of a transposed convolution its output
             padding, else None.
         counts: the rate, where it is known as a number of spikes, or None.
+        cast: what `cast_once` made of the weight, or None.
     """
 
     @staticmethod
-    def forward(ctx, rate, weight, bias, value, geometry, counts):
-        _save(ctx, rate, weight, counts)
+    def forward(ctx, rate, weight, bias, value, geometry, counts, cast=None):
+        _save(ctx, rate, weight if cast is None else cast, counts)
+        ctx.weight_dtype = weight.dtype
         ctx.geometry, ctx.bias_shape = geometry, None if bias is None else list(bias.shape)
         return value
 
@@ -76,7 +78,17 @@ class ConvRate(Function):
             groups,
             list(ctx.needs_input_grad[:3]),
         )
-        return (*_as_types(grads, ctx.rate_dtype, weight.dtype, weight.dtype), None, None, None)
+        return (*_as_types(grads, ctx.rate_dtype, ctx.weight_dtype, ctx.weight_dtype), None, None, None, None)
+
+
+def cast_once(weight: Tensor) -> Tensor | None:
+    """The weight in autocast's type for both passes, on a CPU, where making it takes time; None where there is no need.
+
+    Autocast's own copy lives as long as the forward pass.
+    """
+    if weight.device.type != "cpu" or weight.dtype != torch.float32 or not torch.is_autocast_enabled("cpu"):
+        return None
+    return weight.detach().to(torch.get_autocast_dtype("cpu"))
 
 
 class LinearRate(Function):

@@ -11,6 +11,7 @@ Shapes: B images (of all steps), C channels, K numbers in a kernel, P pixels of 
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -18,9 +19,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
+from torch.profiler import record_function
 
 from models.layout import is_channels_last
 
+PROFILED_AS = "convolution of small maps"
+"""What profilers call it: all of it, the copies, too."""
 PIXELS = 16
 """The most pixels of an output map that is small: a tile's rows."""
 PAIRS = 2**17
@@ -54,7 +58,8 @@ def convolve(
     if torch.is_autocast_enabled("cpu"):
         dtype = torch.get_autocast_dtype("cpu")
         x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
-    return _Product.apply(x, weight, bias, stride, padding)
+    with record_function(PROFILED_AS):
+        return _Product.apply(x, weight, bias, stride, padding)
 
 
 def convolution_backward(
@@ -79,10 +84,11 @@ def convolution_backward(
     if any(others):
         geometry = (stride, padding, dilation, transposed, output_padding, groups)
         found = list(torch.ops.aten.convolution_backward(grad, x, weight, bias_shape, *geometry, others))
-    if as_products[0]:
-        found[0] = _input_gradient(grad, x, weight, stride, padding)
-    if as_products[1]:
-        found[1] = _as_weight(_rows(grad).t() @ _columns(x, weight, stride, padding), weight)
+    with record_function(PROFILED_AS) if any(as_products) else nullcontext():
+        if as_products[0]:
+            found[0] = _input_gradient(grad, x, weight, stride, padding)
+        if as_products[1]:
+            found[1] = _as_weight(_rows(grad).t() @ _columns(x, weight, stride, padding), weight)
     return tuple(found)
 
 

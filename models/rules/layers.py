@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from models.kernels import moments
-from models.linear_rate import ConvRate, LinearRate, WithValue
+from models.linear_rate import ConvRate, LinearRate, WithValue, cast_once
 from models.normalization import Norm, update_running
 from models.ranks import active_group, moments_over_ranks
 from models.rules.base import affine, affine_function, on_traces, rate_rule
@@ -27,10 +27,11 @@ def _convolution(function: Callable, convolve: Callable, spatial: int) -> None:
         stride, dilation = _ints(stride, spatial), _ints(dilation, spatial)
         x, padding = _explicit_padding(x, weight, padding, dilation, spatial)
         geometry = (stride, padding, dilation, groups)
+        cast = cast_once(weight) if x.kind == "rate" else None
         return linear_map(
             x,
-            lambda v: convolve(v, weight, bias, *geometry),
-            lambda v, value, counts: ConvRate.apply(v, weight, bias, value, (*geometry, None), counts),
+            lambda v: convolve(v, weight if cast is None else cast, bias, *geometry),
+            lambda v, value, counts: ConvRate.apply(v, weight, bias, value, (*geometry, None), counts, cast),
         )
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from torch.profiler import ProfilerActivity, profile
 
 import models
 from benchmarks import compare, measure, plan, table, training_step
@@ -18,6 +19,7 @@ from benchmarks.measure import Step, saved_bytes
 from benchmarks.peers import authors, spikingjelly
 from distill.cli import LARGE_PAGES
 from distill.cuda_graphs import GRAPHED
+from models import small_maps
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = {"width": 8, "image_size": 8, "batch": 2, "timesteps": 2, "compiled": False}
@@ -45,6 +47,20 @@ def test_a_run_prints_one_line_with_every_figure():
     assert row["non_convolution_share"] < 1
     assert row["images_per_second"] == pytest.approx(2000 / row["step_ms"])
     assert {"torch", "spikingjelly", "cpu", "amx_bf16", "avx512_bf16"} <= set(row["versions"])
+
+
+def test_convolutions_of_small_maps_count_as_such_with_their_copies(monkeypatch):
+    assert measure.SMALL_MAPS == small_maps.PROFILED_AS
+    monkeypatch.setattr(small_maps, "PAIRS", 0)
+    monkeypatch.setattr(small_maps, "PAIRS_OF_WEIGHT", 0)
+    settings = Settings(**TINY | {"batch": 16}, algorithm="rate_m")
+    step = Step(contestant(settings), settings, torch.device("cpu"))
+    with profile(activities=[ProfilerActivity.CPU]) as run:
+        step()
+    inside = [event.name for event in run.events() if measure._in_small_maps(event)]
+    assert inside.count(measure.SMALL_MAPS) >= 2 and {"aten::mm", "aten::copy_", "aten::add_"} <= set(inside)
+    outside = [event.name for event in run.events() if not measure._in_small_maps(event)]
+    assert "aten::mkldnn_convolution" in outside  # the first stage has larger maps, which are no products
 
 
 def test_the_peak_is_that_of_the_timed_steps(monkeypatch):

@@ -9,6 +9,7 @@ from torch import nn
 from toy_networks import TOYS, Head, Residual, conv_bn, generic, spiking
 
 from models import NeuronConfig, SpikeTrain, SpikingNeuron, UnsupportedOperationError, create_snn
+from models.linear_rate import cast_once
 from models.network import as_spiking
 
 
@@ -176,3 +177,32 @@ def test_a_network_held_in_half_precision_trains(algorithm, dtype):
     for name, parameter in snn.named_parameters():
         assert parameter.grad is not None and parameter.grad.dtype == dtype, name
         assert parameter.grad.isfinite().all(), name
+
+
+def test_on_a_cpu_autocast_casts_a_weight_once_for_both_passes():
+    layer = nn.Conv2d(3, 5, 3)
+    stream = torch.randn(4, 2, 3, 6, 6)
+    saved = []
+    with (
+        torch.autocast("cpu", dtype=torch.bfloat16),
+        torch.autograd.graph.saved_tensors_hooks(lambda x: saved.append(x) or x, lambda x: x),
+    ):
+        y = layer(SpikeTrain.from_stream(stream, "rate"))
+        rate = y.rate
+    assert [x.dtype for x in saved if x.shape == layer.weight.shape] == [torch.bfloat16]
+    rate.float().square().sum().backward()
+    (wanted,) = torch.autograd.grad(  # the map of the mean, in the type in which it was convolved
+        nn.functional.conv2d(stream.mean(0).bfloat16(), layer.weight.bfloat16(), layer.bias.bfloat16()),
+        layer.weight,
+        (2 * rate.float()).bfloat16(),
+    )
+    assert layer.weight.grad.dtype == torch.float32
+    torch.testing.assert_close(layer.weight.grad, wanted, rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "autocast"), [(torch.float32, False), (torch.float64, True), (torch.bfloat16, True)], ids=str
+)
+def test_a_weight_that_autocast_leaves_alone_is_not_cast(dtype, autocast):
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+        assert cast_once(torch.randn(3, dtype=dtype)) is None
