@@ -179,7 +179,7 @@ def saved_bytes(network: nn.Module) -> Iterator[Callable[[], int]]:
     """Gives a function that counts the bytes saved for the backward pass of what ran inside, and are so still.
 
     A storage that several tensors share counts once and whole. The network's parameters and buffers do not count, nor
-    do copies of a parameter in another type, which autocast makes.
+    do copies of a parameter in another type, which autocast makes (on a CPU ours for it, which both passes use).
     """
     alive: weakref.WeakSet[_Saved] = weakref.WeakSet()
     own = [*network.parameters(), *network.buffers()]

@@ -82,10 +82,14 @@ def _keep_term(term: Term, train: SpikeTrain, tensors: list[Tensor]) -> _KeptTer
     else:
         packed, stream = pack(term.stream, term.steps)
         tensors += packed
-    rate = term.rate_before_norm() if train.has_rate else None
+    rate: Tensor | None = None
     kept: Restore | None = None
-    if rate is not None:
-        of_stream = term.counts.rate(rate.dtype) if term.counts else mean_over_steps(term.stream, term.steps)
+    if train.has_rate:
+        of_stream = None if term.counts else mean_over_steps(term.stream, term.steps)
+        rate = term.rate_before_norm(of_stream)
+        if term.counts:
+            of_stream = term.counts.rate(rate.dtype)
+        assert of_stream is not None
         if of_stream.dtype != rate.dtype or of_stream.stride() != rate.stride() or not torch.equal(of_stream, rate):
             tensors.append(rate.detach())
             kept = next

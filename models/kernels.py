@@ -128,7 +128,7 @@ def fire_with_rate(
 
     Returns:
         spikes (T*B, C, ...), in the type of the first addend; the same as bits, uint8 (K*B, C, ...); and the means, in
-        that type, too.
+        that type, too, but for those of the addends, which keep theirs.
     """
     like, streams, maps = _prepare(folded, steps, affine)
     fire_all = _fire_whole

@@ -55,10 +55,10 @@ def mean_over_steps(folded: Tensor, steps: int) -> Tensor:
     """The mean over time of a folded stream: (S*B, ...) -> (B, ...)."""
     if steps == 1:
         return folded
-    if folded.ndim < 2:
+    if folded.ndim < 2 or not (folded.is_contiguous() or is_channels_last(folded)):
         return folded.unflatten(0, (steps, -1)).mean(0)
-    like = dense(folded)  # as the memory lies: a mean of another view comes in another memory format
-    return from_layout(layout(like, steps).mean(0, keepdim=True), like)
+    # as the memory lies: a mean of another view is slow, and comes in another memory format
+    return from_layout(layout(folded, steps).mean(0, keepdim=True), folded)
 
 
 def at_least_float32(x: Tensor) -> Tensor:

@@ -11,17 +11,15 @@ Shapes: B images (of all steps), C channels, K numbers in a kernel, P pixels of 
 from __future__ import annotations
 
 import math
-from contextlib import nullcontext
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
-from torch.autograd.function import once_differentiable
 from torch.profiler import record_function
 
-from models.layout import is_channels_last
+from models.layout import at_least_float32, is_channels_last
 
 PROFILED_AS = "convolution of small maps"
 """What profilers call it: all of it, the copies, too."""
@@ -34,6 +32,8 @@ PAIRS_OF_WEIGHT = 2**14
 """The same for the gradient of the weight, which gains most."""
 ROWS = 512
 """Output pixels of a product: what is copied for them stays in the cache, and does not grow with the batch."""
+ROWS_OF_WEIGHT = 4096
+"""The same for the gradient of the weight, whose products have to be added up."""
 
 
 def convolve(
@@ -45,7 +45,7 @@ def convolve(
     dilation: list[int],
     groups: int,
 ) -> Tensor:
-    """`torch.nn.functional.conv2d`, under autocast as well, by whichever way is faster; its gradients have no graph.
+    """`torch.nn.functional.conv2d`, under autocast as well, by whichever way is faster.
 
     Args:
         x: (B, C_in, H, W).
@@ -53,9 +53,11 @@ def convolve(
         bias: (C_out,) or None.
         stride, padding, dilation: two numbers each.
     """
-    if not _is_small(x, weight, stride, padding, dilation, groups, PAIRS):
+    types, autocast = {v.dtype for v in (x, weight, bias) if v is not None}, torch.is_autocast_enabled("cpu")
+    mixed = torch.float64 in types if autocast else len(types) > 1
+    if mixed or not _is_small(x, weight, stride, padding, dilation, groups, PAIRS):
         return F.conv2d(x, weight, bias, stride, padding, dilation, groups)
-    if torch.is_autocast_enabled("cpu"):
+    if autocast:
         dtype = torch.get_autocast_dtype("cpu")
         x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
     with record_function(PROFILED_AS):
@@ -75,20 +77,26 @@ def convolution_backward(
     groups: int,
     needed: list[bool],
 ) -> tuple[Tensor | None, ...]:
-    """`torch.ops.aten.convolution_backward`, each gradient by whichever way is faster."""
+    """`torch.ops.aten.convolution_backward`, each gradient by whichever way is faster; products have no graph."""
     small = not transposed and _is_small(x, weight, stride, padding, dilation, groups, PAIRS_OF_WEIGHT)
     of_x, of_weight, of_bias = needed
     as_products = [of_x and small and _pairs(weight) >= PAIRS, of_weight and small]
-    others = [of_x and not as_products[0], of_weight and not as_products[1], of_bias]
+    # with the bias's gradient oneDNN computes that of the weight, wanted or not
+    sum_up = of_bias and as_products[1]
+    others = [of_x and not as_products[0], of_weight and not as_products[1], of_bias and not sum_up]
     found: list[Tensor | None] = [None, None, None]
     if any(others):
         geometry = (stride, padding, dilation, transposed, output_padding, groups)
         found = list(torch.ops.aten.convolution_backward(grad, x, weight, bias_shape, *geometry, others))
-    with record_function(PROFILED_AS) if any(as_products) else nullcontext():
+    if not any(as_products):
+        return tuple(found)
+    with record_function(PROFILED_AS), torch.autocast("cpu", enabled=False):
         if as_products[0]:
             found[0] = _input_gradient(grad, x, weight, stride, padding)
         if as_products[1]:
-            found[1] = _as_weight(_rows(grad).t() @ _columns(x, weight, stride, padding), weight)
+            found[1] = _weight_gradient(grad, x, weight, stride, padding)
+        if sum_up:
+            found[2] = grad.sum((0, 2, 3))
     return tuple(found)
 
 
@@ -96,13 +104,10 @@ class _Product(Function):
     """The convolution of small maps with its gradients; the arguments are those of `convolve`."""
 
     @staticmethod
-    def forward(ctx: Any, x, weight, bias, stride, padding):
-        ctx.save_for_backward(x, weight)
-        ctx.geometry = stride, padding
-        ctx.bias_shape = None if bias is None else list(bias.shape)
+    def forward(x, weight, bias, stride, padding):
         size, kernels = _output_size(x, weight, stride, padding), _kernels(weight).t()
         product = x.new_empty(x.shape[0] * math.prod(size), weight.shape[0])
-        images = _images_at_a_time(size)
+        images = _images_at_a_time(size, ROWS)
         for part, rows in zip(x.split(images), product.split(images * math.prod(size)), strict=True):
             columns = _columns(part, weight, stride, padding)
             if bias is None:
@@ -112,15 +117,18 @@ class _Product(Function):
         return product.view(x.shape[0], *size, -1).permute(0, 3, 1, 2)
 
     @staticmethod
-    @once_differentiable
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        x, weight, bias, *ctx.geometry = inputs
+        ctx.save_for_backward(x, weight)
+        ctx.bias_shape = None if bias is None else list(bias.shape)
+
+    @staticmethod
     def backward(ctx: Any, grad):
         x, weight = ctx.saved_tensors
-        needed = list(ctx.needs_input_grad[:3])
-        stride, padding = ctx.geometry
-        of_all = convolution_backward(
-            grad, x, weight, ctx.bias_shape, stride, padding, [1, 1], False, [0, 0], 1, needed
-        )
-        return (*of_all, None, None)
+        # products have no graph, which gradients of gradients need
+        backward: Any = torch.ops.aten.convolution_backward if torch.is_grad_enabled() else convolution_backward
+        geometry: Any = (*ctx.geometry, [1, 1], False, [0, 0], 1)
+        return (*backward(grad, x, weight, ctx.bias_shape, *geometry, list(ctx.needs_input_grad[:3])), None, None)
 
 
 def _is_small(
@@ -139,6 +147,8 @@ def _is_small(
         return False
     if torch.compiler.is_compiling() or torch.jit.is_tracing():
         return False
+    if min(stride) < 1 or min(padding) < 0:  # for PyTorch to refuse
+        return False
     size = _output_size(x, weight, stride, padding)
     return x.shape[0] > 0 and min(size) > 0 and math.prod(size) <= PIXELS
 
@@ -152,15 +162,15 @@ def _output_size(x: Tensor, weight: Tensor, stride: list[int], padding: list[int
     return [(n + 2 * p - k) // s + 1 for n, k, s, p in sizes]
 
 
-def _images_at_a_time(size: list[int]) -> int:
-    return max(1, ROWS // math.prod(size))
+def _images_at_a_time(size: list[int], rows: int) -> int:
+    return max(1, rows // math.prod(size))
 
 
 def _columns(x: Tensor, weight: Tensor, stride: list[int], padding: list[int]) -> Tensor:
     """What each output pixel sees, (B*P, K*C_in): a row of a kernel is one run of memory."""
     height, width = _output_size(x, weight, stride, padding)
     rows, columns = weight.shape[2:]
-    padded = F.pad(x.permute(0, 2, 3, 1), (0, 0, padding[1], padding[1], padding[0], padding[0]))
+    padded = F.pad(x.permute(0, 2, 3, 1), (0, 0, padding[1], padding[1], padding[0], padding[0])).contiguous()
     of_image, of_row, of_pixel, _ = padded.stride()
     size = (x.shape[0], height, width, rows, columns * x.shape[1])
     seen = padded.as_strided(size, (of_image, of_row * stride[0], of_pixel * stride[1], of_row, 1))
@@ -170,7 +180,7 @@ def _columns(x: Tensor, weight: Tensor, stride: list[int], padding: list[int]) -
 def _input_gradient(grad: Tensor, x: Tensor, weight: Tensor, stride: list[int], padding: list[int]) -> Tensor:
     """The gradient of x: each number is the sum, in float32, of what the kernel's positions give it."""
     (height, width), (rows, columns) = grad.shape[2:], weight.shape[2:]
-    kernels, images = _kernels(weight), _images_at_a_time([height, width])
+    kernels, images = _kernels(weight), _images_at_a_time([height, width], ROWS)
     padded = [n + 2 * p for n, p in zip(x.shape[2:], padding, strict=True)]
     inner = [slice(p, p + n) for n, p in zip(x.shape[2:], padding, strict=True)]
     found = torch.empty_like(x, dtype=grad.dtype)
@@ -184,6 +194,19 @@ def _input_gradient(grad: Tensor, x: Tensor, weight: Tensor, stride: list[int], 
                 total[:, down, across] += shares[:, :, :, i, j]
         written.permute(0, 2, 3, 1).copy_(total[:, inner[0], inner[1]])
     return found
+
+
+def _weight_gradient(grad: Tensor, x: Tensor, weight: Tensor, stride: list[int], padding: list[int]) -> Tensor:
+    """The gradient of the weight; where it takes several products, their sum in float32."""
+    images = _images_at_a_time(list(grad.shape[2:]), ROWS_OF_WEIGHT)
+    products = (
+        _rows(part).t() @ _columns(seen, weight, stride, padding)
+        for part, seen in zip(grad.split(images), x.split(images), strict=True)
+    )
+    total = next(products)
+    for product in products:
+        total = at_least_float32(total) + product
+    return _as_weight(total.to(grad.dtype), weight)
 
 
 def _rows(maps: Tensor) -> Tensor:

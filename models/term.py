@@ -27,6 +27,7 @@ class Term:
         steps: S, either 1 (constant over time) or T.
         link: given the mean of `stream` over time, returns it as a tensor with the graph of the rate
             rule that made this term; None outside of a rate pass.
+        before: the term whose stream this is, where its rate is still to be computed: before the norm it is this one's.
         norm: an affine map per channel that is still to be applied to both.
         counts: the rate, in a quarter of its memory, where it is that of a layer of neurons.
         bits: the stream in little memory, where it is spikes of a rate pass. Numbers that are changed in place (by a
@@ -37,6 +38,7 @@ class Term:
     numbers: Tensor | None
     steps: int
     link: Callable[[Tensor], Tensor] | None = None
+    before: Term | None = None
     norm: Norm | None = None
     _rate: Tensor | None = None
     counts: Counts | None = None
@@ -76,10 +78,12 @@ class Term:
     @property
     def rate_is_pending(self) -> bool:
         """Whether the rate is still to be computed from the stream."""
-        return self._rate is None
+        return self._rate is None if self.before is None else self.before.rate_is_pending
 
     def rate_before_norm(self, value: Tensor | None = None) -> Tensor:
         """The rate before `norm`, (B, C, ...); `value` is the mean of the stream where it is known already."""
+        if self.before is not None:
+            self._rate, self.before = self.before.rate_before_norm(value), None
         if self._rate is None:
             assert self.link is not None, "only a rate pass has rates"
             # whoever asks first, even a monitor under no_grad, asks for all who hold this term

@@ -172,7 +172,7 @@ ABLATIONS: dict[str, Ablation] = {
                 "loss.hybrid_ce": "1",
             },
         },
-        note="As of logit distillation below.",
+        note="Learning rate, batch norms with the statistics of the batch, and labels beside the teacher's logits.",
         scales=("full",),
     ),
     "remedies": Ablation(

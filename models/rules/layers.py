@@ -135,10 +135,10 @@ def batch_norm(
         invstd = torch.rsqrt(var + eps)
     norm = Norm(mean, invstd, weight, bias, of_batch=training, group=group)
     numbers = None if term.bits is not None else term.numbers
-    # neurons find the mean over time in passing
-    link = term.rate_before_norm if x.has_rate and term.rate_is_pending else None
-    rate = term.rate_before_norm() if x.has_rate and link is None else None
-    return x.of_terms(Term(numbers, term.steps, link=link, norm=norm, _rate=rate, bits=term.bits))
+    pending = x.has_rate and term.rate_is_pending  # neurons find the mean over time in passing
+    rate = term.rate_before_norm() if x.has_rate and not pending else None
+    before = term if pending else None
+    return x.of_terms(Term(numbers, term.steps, before=before, norm=norm, _rate=rate, bits=term.bits))
 
 
 def _batch_norm_with_graph(x, running_mean, running_var, weight, bias, training, momentum, eps) -> SpikeTrain:

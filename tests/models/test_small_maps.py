@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.profiler import ProfilerActivity, profile
 
 from models import small_maps
 from models.spiketrain import SpikeTrain
@@ -20,7 +21,7 @@ CASES = {
 
 @pytest.fixture
 def taken(monkeypatch):
-    """Columns are made of so many images."""
+    """Columns are made of so many images at a time."""
     made, columns = [], small_maps._columns
     monkeypatch.setattr(small_maps, "_columns", lambda x, *rest: made.append(len(x)) or columns(x, *rest))
     return made
@@ -38,6 +39,7 @@ def test_a_product_is_the_convolution_with_its_gradients(name, bias, taken, monk
     x, weight, shift, stride, padding = case(**CASES[name])
     pixels = F.conv2d(x, weight, None, stride, padding)[0, 0].numel()
     monkeypatch.setattr(small_maps, "ROWS", 2 * pixels + 1)  # two images at a time, and one that is left
+    monkeypatch.setattr(small_maps, "ROWS_OF_WEIGHT", 3 * pixels)
     shift = shift if bias else None
     inputs = [v for v in (x, weight, shift) if v is not None]
     found = small_maps._Product.apply(x, weight, shift, stride, padding)
@@ -49,8 +51,8 @@ def test_a_product_is_the_convolution_with_its_gradients(name, bias, taken, monk
     torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-12)
     pairs = zip(torch.autograd.grad(found, inputs, grad), torch.autograd.grad(wanted, inputs, grad), strict=True)
     for of_product, of_convolution in pairs:
-        torch.testing.assert_close(of_product, of_convolution, rtol=1e-6, atol=1e-5)  # of x summed in float32
-    assert taken[-1] == 5  # the gradient of the weight is one product
+        torch.testing.assert_close(of_product, of_convolution, rtol=1e-12, atol=1e-12)
+    assert taken == [2, 2, 1, 3, 2]
 
 
 @torch.no_grad()
@@ -112,6 +114,27 @@ def test_only_what_is_faster_is_a_product(x, weight, geometry, groups, small, ta
     assert bool(taken) == small
 
 
+@pytest.mark.parametrize(
+    ("stride", "padding", "weight_dtype", "bias_dtype", "autocast"),
+    [
+        ([0, 1], [1, 1], torch.float32, torch.float32, False),
+        ([1, 1], [-1, 1], torch.float32, torch.float32, False),
+        ([1, 1], [1, 1], torch.float64, torch.float32, False),
+        ([1, 1], [1, 1], torch.float32, torch.bfloat16, False),
+        ([1, 1], [1, 1], torch.float64, torch.float64, True),
+    ],
+)
+def test_what_pytorch_refuses_is_refused(stride, padding, weight_dtype, bias_dtype, autocast):
+    weight, bias = torch.randn(384, 384, 3, 3, dtype=weight_dtype), torch.randn(384, dtype=bias_dtype)
+    arguments = (maps(), weight, bias, stride, padding, [1, 1], 1)
+    said = []
+    for function in (F.conv2d, small_maps.convolve):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast), pytest.raises(RuntimeError) as refused:
+            function(*arguments)
+        said.append(str(refused.value))
+    assert said[0] == said[1]
+
+
 def test_a_kernel_larger_than_the_input_is_refused_as_pytorch_refuses_it():
     with pytest.raises(RuntimeError, match="Kernel size can't be greater than actual input size"):
         small_maps.convolve(maps(2), torch.randn(384, 384, 5, 5), None, [1, 1], [0, 0], [1, 1], 1)
@@ -132,14 +155,53 @@ def test_gradients_of_weights_are_products_of_fewer_channels_than_the_others(tak
     assert taken == [2] and found[1].shape == weight.shape  # of a transposed convolution it is PyTorch's own
 
 
+def test_beside_a_product_the_bias_needs_no_convolution(monkeypatch):
+    """oneDNN would compute the gradient of the weight for it."""
+    x, weight, grad = maps(), torch.randn(384, 384, 3, 3), maps()
+    arguments = (grad, x, weight, [384], [1, 1], [1, 1], [1, 1], False, [0, 0], 1, [True, True, True])
+    *_, wanted = torch.ops.aten.convolution_backward(*arguments)
+    with profile(activities=[ProfilerActivity.CPU]) as run:
+        *_, found = small_maps.convolution_backward(*arguments)
+    assert not any("conv" in event.key and event.key != small_maps.PROFILED_AS for event in run.key_averages())
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-4)
+
+
+def test_a_backward_pass_within_autocast_keeps_its_type():
+    x, weight, grad = maps(), torch.randn(384, 384, 3, 3), maps()
+    arguments = (grad, x, weight, None, [1, 1], [1, 1], [1, 1], False, [0, 0], 1, [True, True, False])
+    wanted = small_maps.convolution_backward(*arguments)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = small_maps.convolution_backward(*arguments)
+    assert found[0].dtype == found[1].dtype == torch.float32
+    assert torch.equal(found[0], wanted[0]) and torch.equal(found[1], wanted[1])
+
+
+def test_gradients_of_gradients_are_those_of_the_convolution():
+    layer, x = nn.Conv2d(384, 384, 3, padding=1).to(memory_format=NHWC), maps(images=1).requires_grad_()
+
+    def penalty(convolve):
+        y = convolve(x, layer.weight, layer.bias, [1, 1], [1, 1], [1, 1], 1)
+        (of_x,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
+        return torch.autograd.grad(of_x.square().sum(), [layer.weight, x])
+
+    for found, wanted in zip(penalty(small_maps.convolve), penalty(F.conv2d), strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-3 * wanted.abs().max().item())
+
+
 def test_autocast_takes_the_product_to_its_type_and_gradients_back(taken):
     x, layer = maps().requires_grad_(), nn.Conv2d(384, 384, 3, padding=1).to(memory_format=NHWC)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         y = small_maps.convolve(x, layer.weight, layer.bias, [1, 1], [1, 1], [1, 1], 1)
     assert y.dtype == torch.bfloat16 and taken
-    y.sum().backward()
-    assert x.grad.dtype == layer.weight.grad.dtype == layer.bias.grad.dtype == torch.float32
-    torch.testing.assert_close(layer.bias.grad, torch.full((384,), 32.0))
+    numbers = [v.bfloat16().float() for v in (x.detach(), layer.weight.detach(), layer.bias.detach())]
+    exact = [v.requires_grad_() for v in numbers]
+    wanted = F.conv2d(*exact, padding=1)
+    torch.testing.assert_close(y.float(), wanted, rtol=2**-7, atol=1e-2)
+    y.float().square().sum().backward()
+    wanted.square().sum().backward()
+    for found, given in zip((x, layer.weight, layer.bias), exact, strict=True):
+        assert found.grad.dtype == torch.float32
+        assert (found.grad - given.grad).norm() < 0.01 * given.grad.norm()
 
 
 @pytest.mark.parametrize(("kind", "products"), [("rate", [6, 2]), ("graph", [6, 6]), ("plain", [6])])
@@ -147,6 +209,7 @@ def test_layers_on_spike_trains_take_them(kind, products, taken):
     layer = nn.Conv2d(384, 384, 3, padding=1, bias=False).to(memory_format=NHWC)
     stream = maps(images=6).round().unflatten(0, (3, 2))
     y = layer(SpikeTrain.from_stream(stream, kind))
+    torch.testing.assert_close(y.folded, nn.functional.conv2d(stream.flatten(0, 1), layer.weight, padding=1))
     if kind != "plain":
         (y.rate if kind == "rate" else y.folded).square().sum().backward()
         again = nn.functional.conv2d(stream.flatten(0, 1), layer.weight, padding=1)
@@ -154,6 +217,19 @@ def test_layers_on_spike_trains_take_them(kind, products, taken):
         (wanted,) = torch.autograd.grad(of_loss.square().sum(), layer.weight)
         torch.testing.assert_close(layer.weight.grad, wanted, rtol=1e-3, atol=1e-2)
     assert taken == products
+
+
+def test_a_layer_with_a_bias_under_autocast_has_the_gradients_of_its_convolution(taken):
+    layer = nn.Conv2d(384, 384, 3, padding=1).to(memory_format=NHWC)
+    stream = maps(images=6).round().unflatten(0, (3, 2))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rate = layer(SpikeTrain.from_stream(stream, "rate")).rate
+    rate.float().square().sum().backward()
+    assert taken == [6, 2]
+    mean = F.conv2d(stream.mean(0), layer.weight, layer.bias, padding=1)
+    wanted = torch.autograd.grad(mean.square().sum(), [layer.weight, layer.bias])
+    for found, exact in zip((layer.weight.grad, layer.bias.grad), wanted, strict=True):
+        assert (found - exact).norm() < 0.01 * exact.norm()
 
 
 def test_an_exported_layer_is_a_convolution(taken, monkeypatch):

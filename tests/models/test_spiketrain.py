@@ -283,10 +283,12 @@ def test_the_rate_before_a_norm_waits_for_the_neurons_which_find_it_in_passing(t
         current = layer(SpikeTrain.from_stream(images, "rate"))
         normed = norm(current)
         assert current.terms[0].rate_is_pending and normed.terms[0].rate_is_pending
+        again = norm(current)  # shares the rate before the norm
         if read_before:
             assert normed.terms[0].rate_before_norm() is current.rate
         spikes = SpikingNeuron()(normed)
         assert normed.terms[0].rate_before_norm() is current.terms[0].rate_before_norm()
+        assert not again.terms[0].rate_is_pending and again.terms[0].rate_before_norm() is current.rate
         torch.testing.assert_close(current.rate, layer(images.flatten(0, 1)).unflatten(0, (3, 4)).mean(0))
         return torch.autograd.grad(spikes.rate.square().sum(), [layer.weight, norm.weight])
 
