@@ -70,7 +70,8 @@ _STEPS = {
 """What was changed since, in turn; a loss without labels is what is left to the default."""
 _FRESH = {"student.init": "scratch", "train.freeze_norms": "false", "train.lr": "0.03"}
 
-_OF_THE_BATCH = {"train.freeze_norms": "false"}
+_SMALL_STEPS = {"train.lr": "0.004", "train.freeze_norms": "true", "loss.student_ce": "0"}
+_SMALL_SAID = "Small: a learning rate of 0.004, the calibrated statistics, no labels, as in short trainings."
 
 ABLATIONS: dict[str, Ablation] = {
     "loss": Ablation(
@@ -82,6 +83,7 @@ ABLATIONS: dict[str, Ablation] = {
             "hybrid_kd 0.3": {"loss.hybrid_kd": "0.3"},
             "feature mse": {"loss.feature": "mse"},
         },
+        scales=("short",),
     ),
     "labels": Ablation(
         title="AdamW, with labels in the loss and temperature 2",
@@ -108,6 +110,7 @@ ABLATIONS: dict[str, Ablation] = {
         title="Statistics of the batch norms",
         default="the calibrated ones",
         changes={"of the batch": {"train.freeze_norms": "false"}},
+        scales=("short",),
     ),
     "leak": Ablation(title="Leak", default="0.5", changes=_each("student.neuron.leak", "0.2", "1.0")),
     "converted": Ablation(
@@ -147,32 +150,26 @@ ABLATIONS: dict[str, Ablation] = {
     ),
     "kd_steps": Ablation(
         title="Larger steps in logit distillation, on all images",
-        default="0.004, the calibrated statistics",
+        default="0.02, statistics of the batch, labels",
         changes={
-            "0.02": {"train.lr": "0.02"},
-            "0.02, of the batch": {"train.lr": "0.02", **_OF_THE_BATCH},
-            "0.05, of the batch": {"train.lr": "0.05", **_OF_THE_BATCH},
-            "0.2, of the batch": {"train.lr": "0.2", **_OF_THE_BATCH},
-            "0.05, of the batch, bptt": {"train.lr": "0.05", **_OF_THE_BATCH, "student.algorithm": "bptt"},
-            "0.02, of the batch, labels": {"train.lr": "0.02", **_OF_THE_BATCH, "loss.student_ce": "1"},
-            "0.02, of the batch, cutmix": {"train.lr": "0.02", **_OF_THE_BATCH, "train.cutmix": "1.0"},
+            "no labels": {"loss.student_ce": "0"},
+            "0.05": {"train.lr": "0.05"},
+            "0.2": {"train.lr": "0.2"},
+            "calibrated statistics": {"train.freeze_norms": "true"},
+            "small": _SMALL_STEPS,
+            "bptt": {"student.algorithm": "bptt"},
+            "0.05, no labels, bptt": {"train.lr": "0.05", "loss.student_ce": "0", "student.algorithm": "bptt"},
+            "cutmix": {"train.cutmix": "1.0"},
         },
         base="kd",
-        note="Learning rate, and whether batch norms take the calibrated statistics or those of the batch.",
+        note=f"Learning rate, statistics of the batch norms, labels. {_SMALL_SAID}",
         scales=("full",),
     ),
     "steps": Ablation(
-        title="Hybrids with larger steps and labels, on all images",
-        default="0.004, the calibrated statistics, no labels",
-        changes={
-            "0.02, of the batch, labels": {
-                "train.lr": "0.02",
-                **_OF_THE_BATCH,
-                "loss.student_ce": "1",
-                "loss.hybrid_ce": "1",
-            },
-        },
-        note="Learning rate, batch norms with the statistics of the batch, and labels beside the teacher's logits.",
+        title="Hybrids with smaller steps, on all images",
+        default="0.02, statistics of the batch, labels",
+        changes={"small": {**_SMALL_STEPS, "loss.hybrid_ce": "0"}},
+        note=_SMALL_SAID,
         scales=("full",),
     ),
     "remedies": Ablation(

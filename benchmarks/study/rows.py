@@ -30,11 +30,11 @@ class Scale:
 SCALES = {
     "full": Scale(
         what="6 epochs of the 50,000 images, evaluated on all 10,000 test images",
-        arguments={"train.epochs": "6", "train.lr": "0.002", "train.warmup_steps": "100"},
+        arguments={"train.epochs": "6", "train.lr": "0.02", "train.warmup_steps": "100"},
     ),
     "long": Scale(
         what="30 epochs of the 50,000 images, evaluated on all 10,000 test images; for a GPU",
-        arguments={"train.epochs": "30", "train.lr": "0.004", "train.warmup_steps": "200"},
+        arguments={"train.epochs": "30", "train.lr": "0.02", "train.warmup_steps": "200"},
     ),
     "medium": Scale(
         what="2 epochs of the 50,000 images in batches of 32, evaluated on all 10,000 test images",
@@ -98,13 +98,22 @@ TAUGHT = {**CALIBRATED, "train.freeze_norms": "true"}
 """A twin from the teacher's weights, trained as the network that it was calibrated as."""
 DISTILLED = {**TAUGHT, "loss.student_ce": "0", "loss.hybrid_ce": "0", "loss.temperature": "4"}
 """On the teacher's logits alone, which ended no lower than with labels and agreed with the teacher more often."""
-SOFT = {
-    "full": {"train.lr": "0.004"},
-    "long": {"train.lr": "0.004"},
-    "medium": {"train.lr": "0.002"},
-    "short": {"train.lr": "0.002"},
-}
-"""Without labels larger steps did no harm: in an epoch of the short scale not even 0.003."""
+OF_THE_BATCH = {"train.freeze_norms": "false"}
+LARGE_STEPS = {scale: OF_THE_BATCH for scale in ("full", "long")}
+"""Where there is time for them: small ones, at the calibrated statistics, stand still from the third epoch on."""
+
+
+def _soft(*labels: str) -> dict[str, dict[str, str]]:
+    """At each scale: in short trainings larger steps than with labels, which did no harm; in long ones with labels."""
+    longer = {**OF_THE_BATCH, **{name: "1" for name in labels}}
+    return {
+        **{scale: dict(longer) for scale in ("full", "long")},
+        **{scale: {"train.lr": "0.002"} for scale in ("medium", "short")},
+    }
+
+
+SOFT = _soft("loss.student_ce")
+SOFT_HYBRIDS = _soft("loss.student_ce", "loss.hybrid_ce")
 NO_TAPS = {"taps": "[]"}
 WITH_TAPS = {**DISTILLED, "init.adapters": "regression"}
 TWIN = {**NEURON, "student.name": "twin"}
@@ -130,6 +139,7 @@ _TRAINED: dict[str, Row] = {
         label="teacher's weights",
         script="train_snn",
         arguments={**TAUGHT, "student.name": "twin"},
+        at_scale=LARGE_STEPS,
         seeds=3,
     ),
     "kd": Row(
@@ -145,7 +155,7 @@ _TRAINED: dict[str, Row] = {
         label="joint",
         script="distill",
         arguments={**WITH_TAPS, "schedule.name": "joint"},
-        at_scale=SOFT,
+        at_scale=SOFT_HYBRIDS,
         seeds=3,
     ),
     "progressive": Row(
@@ -154,7 +164,7 @@ _TRAINED: dict[str, Row] = {
         script="distill",
         arguments={**WITH_TAPS, "schedule.name": "progressive"},
         at_scale={  # two or three epochs: no stage for each tap
-            **SOFT,
+            **SOFT_HYBRIDS,
             "medium": {**SOFT["medium"], "taps": "[layer2]", "schedule.epochs": "[1, 1]"},
             "short": {**SOFT["short"], "taps": "[layer2]", "schedule.epochs": "[1, 2]"},
         },
@@ -164,7 +174,7 @@ _TRAINED: dict[str, Row] = {
         label="stochastic",
         script="distill",
         arguments={**WITH_TAPS, "schedule.name": "stochastic"},
-        at_scale=SOFT,
+        at_scale=SOFT_HYBRIDS,
     ),
     "bptt": Row(
         title="BPTT from scratch",

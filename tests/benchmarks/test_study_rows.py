@@ -50,6 +50,16 @@ def test_twins_start_calibrated_and_take_small_steps(name, place):
     assert name in ("teacher_weights", "kd") or config.init.adapters == "regression"
 
 
+@pytest.mark.parametrize("scale", ["full", "long"])
+@pytest.mark.parametrize("name", ["teacher_weights", "kd", *HYBRIDS, f"{BEST}_t8"])
+def test_long_trainings_take_larger_steps_with_the_statistics_of_the_batch_and_labels(name, scale, place):
+    config = config_of(name, dataclasses.replace(place, scale=scale))
+    assert config.student.init == "calibrated" and config.train.lr == 0.02 and not config.train.freeze_norms
+    assert name == "teacher_weights" or (config.loss.student_ce == 1 and config.loss.temperature == 4)
+    assert name in ("teacher_weights", "kd") or config.loss.hybrid_ce == 1
+    assert ROWS["joint"].said("short")["loss.student_ce"] == ROWS["joint"].said("short")["loss.hybrid_ce"] == "0"
+
+
 def test_the_remedies_lead_from_the_first_setting_to_the_default():
     names = ablations.ABLATIONS["remedies"].rows("remedies")
     changed = [

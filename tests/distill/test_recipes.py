@@ -80,7 +80,8 @@ def test_a_teachers_recipe_makes_the_teacher_that_the_distillation_expects(name)
 def test_imagenet_starts_and_learns_as_what_won_on_cifar10():
     ours, cifar10 = (parsed(FOLDER / f"{name}.yaml")[0] for name in ("imagenet_resnet34", "cifar10_resnet18"))
     assert (ours.student, ours.init, ours.loss) == (cifar10.student, cifar10.init, cifar10.loss)
-    assert ours.train.freeze_norms and ours.teacher.pretrained and 8 * ours.train.batch_size == 256
+    assert not ours.train.freeze_norms and ours.teacher.pretrained and 8 * ours.train.batch_size == 256
+    assert ours.train.lr / 256 == cifar10.train.lr / cifar10.train.batch_size
     preprocessing = teacher_preprocessing(ours.teacher)  # timm's entry of the weights: torchvision's
     assert preprocessing.input_size == (3, 224, 224) and preprocessing.crop_pct == 0.875
     assert preprocessing.interpolation == "bilinear" and preprocessing.mean == (0.485, 0.456, 0.406)
