@@ -30,10 +30,10 @@ PAIRS = 2**17
 gradient's parts."""
 PAIRS_OF_WEIGHT = 2**14
 """The same for the gradient of the weight, which gains most."""
-ROWS = 512
-"""Output pixels of a product: what is copied for them stays in the cache, and does not grow with the batch."""
-ROWS_OF_WEIGHT = 4096
-"""The same for the gradient of the weight, whose products have to be added up."""
+ROWS = 2048
+"""Output pixels of a product: each arranges the weight anew, and the copies for it do not grow with the batch."""
+ROWS_OF_INPUT = 512
+"""The same for the gradient of the input, whose sums stay in the cache."""
 
 
 def convolve(
@@ -180,7 +180,7 @@ def _columns(x: Tensor, weight: Tensor, stride: list[int], padding: list[int]) -
 def _input_gradient(grad: Tensor, x: Tensor, weight: Tensor, stride: list[int], padding: list[int]) -> Tensor:
     """The gradient of x: each number is the sum, in float32, of what the kernel's positions give it."""
     (height, width), (rows, columns) = grad.shape[2:], weight.shape[2:]
-    kernels, images = _kernels(weight), _images_at_a_time([height, width], ROWS)
+    kernels, images = _kernels(weight), _images_at_a_time([height, width], ROWS_OF_INPUT)
     padded = [n + 2 * p for n, p in zip(x.shape[2:], padding, strict=True)]
     inner = [slice(p, p + n) for n, p in zip(x.shape[2:], padding, strict=True)]
     found = torch.empty_like(x, dtype=grad.dtype)
@@ -198,7 +198,7 @@ def _input_gradient(grad: Tensor, x: Tensor, weight: Tensor, stride: list[int], 
 
 def _weight_gradient(grad: Tensor, x: Tensor, weight: Tensor, stride: list[int], padding: list[int]) -> Tensor:
     """The gradient of the weight; where it takes several products, their sum in float32."""
-    images = _images_at_a_time(list(grad.shape[2:]), ROWS_OF_WEIGHT)
+    images = _images_at_a_time(list(grad.shape[2:]), ROWS)
     products = (
         _rows(part).t() @ _columns(seen, weight, stride, padding)
         for part, seen in zip(grad.split(images), x.split(images), strict=True)
