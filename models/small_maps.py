@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.profiler import record_function
 
-from models.layout import at_least_float32, is_channels_last
+from models.layout import is_channels_last
 
 PROFILED_AS = "convolution of small maps"
 """What profilers call it: all of it, the copies, too."""
@@ -30,10 +30,8 @@ PAIRS = 2**17
 gradient's parts."""
 PAIRS_OF_WEIGHT = 2**14
 """The same for the gradient of the weight, which gains most."""
-ROWS = 2048
-"""Output pixels of a product: each arranges the weight anew, and the copies for it do not grow with the batch."""
-ROWS_OF_INPUT = 512
-"""The same for the gradient of the input, whose sums stay in the cache."""
+ROWS = 512
+"""Output pixels of a product: what is copied for them stays in the cache, and does not grow with the batch."""
 
 
 def convolve(
@@ -166,21 +164,22 @@ def _images_at_a_time(size: list[int], rows: int) -> int:
     return max(1, rows // math.prod(size))
 
 
-def _columns(x: Tensor, weight: Tensor, stride: list[int], padding: list[int]) -> Tensor:
-    """What each output pixel sees, (B*P, K*C_in): a row of a kernel is one run of memory."""
+def _columns(x: Tensor, weight: Tensor, stride: list[int], padding: list[int], of_rows: slice = slice(None)) -> Tensor:
+    """What each output pixel sees with some rows of the kernels, (B*P, K*C_in): a row is one run of memory."""
     height, width = _output_size(x, weight, stride, padding)
     rows, columns = weight.shape[2:]
     padded = F.pad(x.permute(0, 2, 3, 1), (0, 0, padding[1], padding[1], padding[0], padding[0])).contiguous()
     of_image, of_row, of_pixel, _ = padded.stride()
     size = (x.shape[0], height, width, rows, columns * x.shape[1])
     seen = padded.as_strided(size, (of_image, of_row * stride[0], of_pixel * stride[1], of_row, 1))
-    return seen.reshape(-1, rows * columns * x.shape[1])
+    seen = seen[:, :, :, of_rows]
+    return seen.reshape(-1, seen.shape[3] * columns * x.shape[1])
 
 
 def _input_gradient(grad: Tensor, x: Tensor, weight: Tensor, stride: list[int], padding: list[int]) -> Tensor:
     """The gradient of x: each number is the sum, in float32, of what the kernel's positions give it."""
     (height, width), (rows, columns) = grad.shape[2:], weight.shape[2:]
-    kernels, images = _kernels(weight), _images_at_a_time([height, width], ROWS_OF_INPUT)
+    kernels, images = _kernels(weight), _images_at_a_time([height, width], ROWS)
     padded = [n + 2 * p for n, p in zip(x.shape[2:], padding, strict=True)]
     inner = [slice(p, p + n) for n, p in zip(x.shape[2:], padding, strict=True)]
     found = torch.empty_like(x, dtype=grad.dtype)
@@ -197,16 +196,13 @@ def _input_gradient(grad: Tensor, x: Tensor, weight: Tensor, stride: list[int], 
 
 
 def _weight_gradient(grad: Tensor, x: Tensor, weight: Tensor, stride: list[int], padding: list[int]) -> Tensor:
-    """The gradient of the weight; where it takes several products, their sum in float32."""
-    images = _images_at_a_time(list(grad.shape[2:]), ROWS)
-    products = (
-        _rows(part).t() @ _columns(seen, weight, stride, padding)
-        for part, seen in zip(grad.split(images), x.split(images), strict=True)
-    )
-    total = next(products)
-    for product in products:
-        total = at_least_float32(total) + product
-    return _as_weight(total.to(grad.dtype), weight)
+    """The gradient of the weight, a row of the kernels at a time: what is copied for it is a row's."""
+    rows, grads = weight.shape[2], _rows(grad).t()
+    found = torch.empty_like(weight, dtype=grad.dtype, memory_format=torch.channels_last)
+    for i in range(rows):
+        product = grads @ _columns(x, weight, stride, padding, slice(i, i + 1))
+        found[:, :, i].copy_(_as_weight(product, weight[:, :, i : i + 1])[:, :, 0])
+    return found
 
 
 def _rows(maps: Tensor) -> Tensor:
