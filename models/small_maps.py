@@ -1,9 +1,9 @@
 """Convolutions of small maps on a CPU, as products of matrices.
 
 oneDNN convolves a row of an output map at a time. Of a map of 4 x 4 a tile of AMX, which has 16 rows, is then three
-quarters empty: with 512 channels in bfloat16 the forward pass takes twice as long as the product of all pixels at once,
-the gradient of the weight seven times (`benchmarks/results/2026-11-27_small_maps.md`). The last stage of a network for
-images of 32 x 32 pixels has such maps and most of the weights.
+quarters empty: with 512 channels in bfloat16 the gradient of the weight takes three times as long as the product of
+all pixels at once (`benchmarks/results/2026-11-27_small_maps.md`). The last stage of a network for images of 32 x 32
+pixels has such maps and most of the weights.
 
 Shapes: B images (of all steps), C channels, K numbers in a kernel, P pixels of an output map.
 """
@@ -25,11 +25,12 @@ PROFILED_AS = "convolution of small maps"
 """What profilers call it: all of it, the copies, too."""
 PIXELS = 16
 """The most pixels of an output map that is small: a tile's rows."""
+PIXELS_FORWARD = 4
+"""The same for the forward pass, which has the T steps to fill a tile with: of larger ones two threads gain nothing."""
 PAIRS = 2**17
-"""The fewest pairs of an input and an output channel for which a product pays its copy of the input, or of the
-gradient's parts."""
-PAIRS_OF_WEIGHT = 2**14
-"""The same for the gradient of the weight, which gains most."""
+"""The fewest pairs of an input and an output channel for which a product pays its copies."""
+PAIRS_OF_WEIGHT = 2**15
+"""The same for the gradient of the weight in half precision, which gains most."""
 ROWS = 512
 """Output pixels of a product: what is copied for them stays in the cache, and does not grow with the batch."""
 
@@ -53,13 +54,14 @@ def convolve(
     """
     types, autocast = {v.dtype for v in (x, weight, bias) if v is not None}, torch.is_autocast_enabled("cpu")
     mixed = torch.float64 in types if autocast else len(types) > 1
-    if mixed or not _is_small(x, weight, stride, padding, dilation, groups, PAIRS):
+    small = not mixed and _is_small(x, weight, stride, padding, dilation, groups, PAIRS)
+    if not small or not (_is_product(x, weight, stride, padding) or _has_graph(x, weight, bias)):
         return F.conv2d(x, weight, bias, stride, padding, dilation, groups)
     if autocast:
         dtype = torch.get_autocast_dtype("cpu")
         x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
     with record_function(PROFILED_AS):
-        return _Product.apply(x, weight, bias, stride, padding)
+        return _Convolution.apply(x, weight, bias, stride, padding)
 
 
 def convolution_backward(
@@ -76,7 +78,8 @@ def convolution_backward(
     needed: list[bool],
 ) -> tuple[Tensor | None, ...]:
     """`torch.ops.aten.convolution_backward`, each gradient by whichever way is faster; products have no graph."""
-    small = not transposed and _is_small(x, weight, stride, padding, dilation, groups, PAIRS_OF_WEIGHT)
+    pairs = PAIRS if x.dtype == torch.float32 else PAIRS_OF_WEIGHT
+    small = not transposed and _is_small(x, weight, stride, padding, dilation, groups, pairs)
     of_x, of_weight, of_bias = needed
     as_products = [of_x and small and _pairs(weight) >= PAIRS, of_weight and small]
     # with the bias's gradient oneDNN computes that of the weight, wanted or not
@@ -98,11 +101,13 @@ def convolution_backward(
     return tuple(found)
 
 
-class _Product(Function):
+class _Convolution(Function):
     """The convolution of small maps with its gradients; the arguments are those of `convolve`."""
 
     @staticmethod
     def forward(x, weight, bias, stride, padding):
+        if not _is_product(x, weight, stride, padding):
+            return F.conv2d(x, weight, bias, stride, padding)
         size, kernels = _output_size(x, weight, stride, padding), _kernels(weight).t()
         product = x.new_empty(x.shape[0] * math.prod(size), weight.shape[0])
         images = _images_at_a_time(size, ROWS)
@@ -149,6 +154,15 @@ def _is_small(
         return False
     size = _output_size(x, weight, stride, padding)
     return x.shape[0] > 0 and min(size) > 0 and math.prod(size) <= PIXELS
+
+
+def _is_product(x: Tensor, weight: Tensor, stride: list[int], padding: list[int]) -> bool:
+    """Whether the forward pass is one, too."""
+    return math.prod(_output_size(x, weight, stride, padding)) <= PIXELS_FORWARD
+
+
+def _has_graph(*tensors: Tensor | None) -> bool:
+    return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
 
 
 def _pairs(weight: Tensor) -> int:
