@@ -75,6 +75,7 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     if args.all:
         small_maps.PAIRS = small_maps.PAIRS_OF_WEIGHT = 0
+        small_maps.PIXELS_FORWARD = small_maps.PIXELS
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[args.precision]
     packages = ", ".join(f"{name} {value}" for name, value in versions().items())
     print(f"{cpu()['cpu']}, {args.threads} threads; {packages}")

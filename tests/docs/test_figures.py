@@ -42,6 +42,10 @@ GPU_STEP = "2026-11-26_training_step_h200.md"
 BITS = "2026-11-26_spikes_as_bits.md"
 BF16 = "study/short_bf16.md"
 AMX = "2026-11-26_training_step_amx.md"
+AMX_NOW = "2026-11-27_training_step_amx.md"
+SMALL_MAPS = "2026-11-27_small_maps.md"
+FULL = "study/full_bf16.md"
+TIMING = "study/timing_bf16.md"
 ONE_LOOP = "2026-11-26_one_loop.md"
 
 
@@ -63,13 +67,10 @@ ADVICE = {  # in docs/results.md
     "has 79.70 %": (FIRST, top1("convert_lif-converted-1.0")),
     "81.95 % |": (FIRST, top1("convert_lif-converted-0.7")),
     "ends at [96.34 %]": (TRIALS, r"SNN\s(\S+) %"),
-    "takes [0.421 of": ("study/timing_no.md", r"takes (\S+) of BPTT's time"),
-    "took 0.338 of its memory": ("study/timing_no.md", r"takes (\S+) of BPTT's memory"),
     "[1.62, 1.41": ("study/timing_no.md", r"^\| joint (?:\| [^|]+){2}\| (\S+) \["),
     "| 83.60 [82.95": (STUDY, top1("kd")),
     "[82.95, 83.95]": (STUDY, r"`kd` (?:\| [^|]+){2}\| [\d.]+ \[([\d.]+),"),
     "ends at [84.13 %": (MEDIUM, top1("kd")),
-    "with it on 90.08 %": (MEDIUM, r"`kd` (?:\| [^|]+){8}\| ([\d.]+) \|"),
     "| 83.97 [83.85": (STUDY, top1("joint")),
     "one seed | 84.10": (STUDY, top1("stochastic")),
     "([83.15 %]": (FIRST, top1("kd-kd_remedies-all_but_the_last")),
@@ -117,9 +118,17 @@ ADVICE = {  # in docs/results.md
     "| `rate_m` | 0.81": (FIDELITY, r"^\| rate_m \| trained (?:\| [^|]+){1}\| (\S+)"),
     "| `rate_s` | 0.91": (FIDELITY, r"^\| rate_s \| trained (?:\| [^|]+){1}\| (\S+)"),
     "both end at 98.59 %": ("2026-11-25_feedback.md", r"^\| `\w+` \| (\S+) \|"),
-    "it is at 84.07 %": (GPU, last_epoch("logit distillation, `rate_m`")),
-    "| **84.89** |": (GPU, last_epoch("labels alone, from the calibrated twin")),
-    "| **85.90** |": (GPU, last_epoch("logit distillation with BPTT, statistics of the batch")),
+    "at 84.07 %; its loss": (GPU, last_epoch("logit distillation, `rate_m`")),
+    "84.58 | 84.89 |": (
+        GPU,
+        r"^\| labels alone, from the calibrated twin \|.* ([\d.]+) \| 84\.89 \| [\d.]+ \| [\d,]+ \|$",
+    ),
+    "85.90 | - | - |": (GPU, last_epoch("logit distillation with BPTT, statistics of the batch")),
+    "| 85.62 |": (FULL, top1("kd")),
+    "| **86.35** |": (FULL, top1("joint")),
+    "is 1.42 points behind": (FULL, r"the teacher [\d.]+: -([\d.]+)"),
+    "0.73 above logit distillation": (FULL, r"kd [\d.]+: \+([\d.]+)"),
+    "at 87.20, 86.97": (FULL, r"`joint` (?:\| [^|]+){3}\| ([\d.]+) /"),
     "and BPTT 61.77 %": (GPU, last_epoch("BPTT from scratch")),
     "84.16 | - |": (GPU, last_epoch("+ hybrids, `joint`")),
     "`rate_m` takes 9.0 ms": (GPU_STEP, r"^\| SpikeSwap, CUDA graphs (?:\| [^|]+){7}\| (\S+) \["),
@@ -146,12 +155,16 @@ ADVICE = {  # in docs/results.md
     "85.80 % (one seed)": (BF16, top1("joint_t8")),
     "have 74.32 % there": (BF16, r"^\| \+ hybrids, joint \| [^|]+\| ([\d.]+) \["),
     "they have 10.07 %": (BF16, r"^\| \+ hybrids, joint \| ([\d.]+) \["),
-    "is [1.84 times]": (AMX, r"^\| fp32 \| [^|]+\| fp32, .*\*\*(\S+)\*\*"),
-    "4.74 times theirs in float32": (AMX, r"^\| bf16 \| [^|]+\| fp32, .*\*\*(\S+)\*\*"),
-    "and 3.56 times": (AMX, r"^\| bf16 \| [^|]+\| bf16, .*\*\*(\S+)\*\*"),
-    "[5.44 times]": (ONE_LOOP, r"^\| median .*\*\*(\S+)\*\*"),
-    "takes 5.18 MB for": (BITS, r"c57f7dc \| `rate_m` (?:\| [^|]+){2}\| (\S+) \|"),
-    "blocks 4.03 MB": (BITS, r"checkpointed blocks (?:\| [^|]+){2}\| (\S+) \|"),
+    "[5.42 times]": (AMX_NOW, r"^\| bf16 \| [^|]+\| fp32, .*\*\*(\S+)\*\*"),
+    "4.28 times theirs": (AMX_NOW, r"^\| bf16 \| [^|]+\| bf16, .*\*\*(\S+)\*\*"),
+    "1.91 times theirs": (AMX_NOW, r"^\| fp32 \| [^|]+\| fp32, .*\*\*(\S+)\*\*"),
+    "takes [0.247 of BPTT's": (TIMING, r"takes (\S+) of BPTT's time"),
+    "time and 0.172 of": (TIMING, r"takes (\S+) of BPTT's memory"),
+    "[1.40, 1.19": (TIMING, r"^\| joint (?:\| [^|]+){2}\| (\S+) \["),
+    "[0.421 of the time]": ("study/timing_no.md", r"takes (\S+) of BPTT's time"),
+    "takes [2.83 MB]": (SMALL_MAPS, r"is (\S+)\nMB an image"),
+    "AMX 5.18 MB": (BITS, r"c57f7dc \| `rate_m` (?:\| [^|]+){2}\| (\S+) \|"),
+    "blocks [4.03 MB]": (BITS, r"checkpointed blocks (?:\| [^|]+){2}\| (\S+) \|"),
     "graphs it takes 52 ms": (GPU_STEP, r"^\| SpikeSwap \| rate_m \| bf16 (?:\| [^|]+){3}\| 2455.6 \| \S+ \| (\S+) \["),
     "`ide` has 93.7 %": ("2026-11-25_feedback.md", r"^\| mean \| \*\*(\S+)\*\* \|"),
 }
