@@ -158,8 +158,8 @@ class Step:
                 with record_function("training_step"):
                     self()
         events = [event for event in run.key_averages() if event.device_type == torch.autograd.DeviceType.CPU]
-        products = [event for event in events if _PRODUCTS.fullmatch(event.key)]
         if on_gpu:  # a kernel's time belongs to the operator that launched it
+            products = (event for event in events if _PRODUCTS.fullmatch(event.key))
             total = sum(event.self_device_time_total for event in events)
             return 1 - sum(event.self_device_time_total for event in products) / total
         total = sum(event.cpu_time_total for event in events if event.key == "training_step")

@@ -110,9 +110,9 @@ class _Convolution(Function):
             return F.conv2d(x, weight, bias, stride, padding)
         size, kernels = _output_size(x, weight, stride, padding), _kernels(weight).t()
         product = x.new_empty(x.shape[0] * math.prod(size), weight.shape[0])
-        images = _images_at_a_time(size, ROWS)
+        images = _images_at_a_time(size)
         for part, rows in zip(x.split(images), product.split(images * math.prod(size)), strict=True):
-            columns = _columns(part, weight, stride, padding)
+            columns = _columns(_windows(part, weight, stride, padding))
             if bias is None:
                 torch.mm(columns, kernels, out=rows)
             else:
@@ -174,26 +174,29 @@ def _output_size(x: Tensor, weight: Tensor, stride: list[int], padding: list[int
     return [(n + 2 * p - k) // s + 1 for n, k, s, p in sizes]
 
 
-def _images_at_a_time(size: list[int], rows: int) -> int:
-    return max(1, rows // math.prod(size))
+def _images_at_a_time(size: list[int]) -> int:
+    return max(1, ROWS // math.prod(size))
 
 
-def _columns(x: Tensor, weight: Tensor, stride: list[int], padding: list[int], of_rows: slice = slice(None)) -> Tensor:
-    """What each output pixel sees with some rows of the kernels, (B*P, K*C_in): a row is one run of memory."""
+def _windows(x: Tensor, weight: Tensor, stride: list[int], padding: list[int]) -> Tensor:
+    """What an output pixel sees with each row of the kernels, (B, height, width, k, k*C_in): one run of memory."""
     height, width = _output_size(x, weight, stride, padding)
     rows, columns = weight.shape[2:]
     padded = F.pad(x.permute(0, 2, 3, 1), (0, 0, padding[1], padding[1], padding[0], padding[0])).contiguous()
     of_image, of_row, of_pixel, _ = padded.stride()
     size = (x.shape[0], height, width, rows, columns * x.shape[1])
-    seen = padded.as_strided(size, (of_image, of_row * stride[0], of_pixel * stride[1], of_row, 1))
-    seen = seen[:, :, :, of_rows]
-    return seen.reshape(-1, seen.shape[3] * columns * x.shape[1])
+    return padded.as_strided(size, (of_image, of_row * stride[0], of_pixel * stride[1], of_row, 1))
+
+
+def _columns(windows: Tensor) -> Tensor:
+    """The windows of all output pixels, of some or all rows of the kernels: (B*P, numbers of a window)."""
+    return windows.reshape(-1, windows.shape[3] * windows.shape[4])
 
 
 def _input_gradient(grad: Tensor, x: Tensor, weight: Tensor, stride: list[int], padding: list[int]) -> Tensor:
     """The gradient of x: each number is the sum, in float32, of what the kernel's positions give it."""
     (height, width), (rows, columns) = grad.shape[2:], weight.shape[2:]
-    kernels, images = _kernels(weight), _images_at_a_time([height, width], ROWS)
+    kernels, images = _kernels(weight), _images_at_a_time([height, width])
     padded = [n + 2 * p for n, p in zip(x.shape[2:], padding, strict=True)]
     inner = [slice(p, p + n) for n, p in zip(x.shape[2:], padding, strict=True)]
     found = torch.empty_like(x, dtype=grad.dtype)
@@ -211,11 +214,11 @@ def _input_gradient(grad: Tensor, x: Tensor, weight: Tensor, stride: list[int], 
 
 def _weight_gradient(grad: Tensor, x: Tensor, weight: Tensor, stride: list[int], padding: list[int]) -> Tensor:
     """The gradient of the weight, a row of the kernels at a time: what is copied for it is a row's."""
-    rows, grads = weight.shape[2], _rows(grad).t()
+    grads, windows = _rows(grad).t(), _windows(x, weight, stride, padding)
     found = torch.empty_like(weight, dtype=grad.dtype, memory_format=torch.channels_last)
-    for i in range(rows):
-        product = grads @ _columns(x, weight, stride, padding, slice(i, i + 1))
-        found[:, :, i].copy_(_as_weight(product, weight[:, :, i : i + 1])[:, :, 0])
+    for i in range(weight.shape[2]):
+        row = slice(i, i + 1)
+        found[:, :, row].copy_(_as_weight(grads @ _columns(windows[:, :, :, row]), weight[:, :, row]))
     return found
 
 

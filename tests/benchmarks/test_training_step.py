@@ -61,6 +61,8 @@ def test_convolutions_of_small_maps_count_as_such_with_their_copies(monkeypatch)
     assert inside.count(measure.SMALL_MAPS) >= 2 and {"aten::mm", "aten::copy_", "aten::add_"} <= set(inside)
     outside = [event.name for event in run.events() if not measure._in_small_maps(event)]
     assert "aten::mkldnn_convolution" in outside  # the first stage has larger maps, which are no products
+    monkeypatch.setattr(measure, "_in_small_maps", lambda event: True)
+    assert step.non_convolution_share() < 0.1  # all of it would be convolution
 
 
 def test_the_peak_is_that_of_the_timed_steps(monkeypatch):

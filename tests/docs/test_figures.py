@@ -162,7 +162,7 @@ ADVICE = {  # in docs/results.md
     "time and 0.172 of": (TIMING, r"takes (\S+) of BPTT's memory"),
     "[1.40, 1.19": (TIMING, r"^\| joint (?:\| [^|]+){2}\| (\S+) \["),
     "[0.421 of the time]": ("study/timing_no.md", r"takes (\S+) of BPTT's time"),
-    "takes [2.83 MB]": (SMALL_MAPS, r"is (\S+)\nMB an image"),
+    "takes [2.79 MB]": (SMALL_MAPS, r"is (\S+)\nMB an image"),
     "AMX 5.18 MB": (BITS, r"c57f7dc \| `rate_m` (?:\| [^|]+){2}\| (\S+) \|"),
     "blocks [4.03 MB]": (BITS, r"checkpointed blocks (?:\| [^|]+){2}\| (\S+) \|"),
     "graphs it takes 52 ms": (GPU_STEP, r"^\| SpikeSwap \| rate_m \| bf16 (?:\| [^|]+){3}\| 2455.6 \| \S+ \| (\S+) \["),
