@@ -32,7 +32,13 @@ def main(argv: list[str] | None = None) -> None:
     add("rows", nargs="*", metavar="ROW", help=f"of {list(ALL_ROWS)}; default: {list(ROWS)}")
     add("--ablations", action="store_true", help="without names: the rows of the ablations instead")
     add("--data", type=Path, required=True, metavar="DIR", help="folder with train.tar and test.tar")
-    add("--teacher", type=Path, required=True, metavar="FILE", help="weights of resnet18_w32_cifar10")
+    add(
+        "--teacher",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help="weights of the teacher: resnet18_w32_cifar10, or of full width",
+    )
     add("--runs", type=Path, default=Path("runs/study"), help="parent of the run folders")
     add("--scale", choices=list(SCALES), default="full")
     add("--precision", choices=("no", "bf16"), default="bf16")

@@ -16,15 +16,28 @@ NETWORK = {
     "mean": "[0.4914, 0.4822, 0.4465]",
     "std": "[0.2470, 0.2435, 0.2616]",
 }
-"""The teacher `resnet18_w32_cifar10`."""
+"""The teacher `resnet18_w32_cifar10`, of a quarter of the arithmetic of timm's ResNet-18."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scale:
-    """How long the rows of a table train."""
+    """How long the rows of a table train, and how wide their networks are.
+
+    Args:
+        what: in words.
+        arguments: of every row's script.
+        width: channels of the teacher's first stage.
+    """
 
     what: str
     arguments: dict[str, str]
+    width: int = 32
+
+    @property
+    def network(self) -> dict[str, str]:
+        """The section of the configuration that describes the analogue network."""
+        channels = ", ".join(str(self.width * 2**stage) for stage in range(4))
+        return {**NETWORK, "kwargs": f"{{channels: [{channels}]}}"}
 
 
 SCALES = {
@@ -35,6 +48,17 @@ SCALES = {
     "long": Scale(
         what="30 epochs of the 50,000 images, evaluated on all 10,000 test images; for a GPU",
         arguments={"train.epochs": "30", "train.lr": "0.02", "train.warmup_steps": "200"},
+    ),
+    "wide": Scale(
+        what="60 epochs of the 50,000 images in batches of 256, evaluated on all 10,000 test images, of a ResNet-18 of "
+        "its full width; for a GPU",
+        arguments={
+            "train.epochs": "60",
+            "train.batch_size": "256",
+            "train.lr": "0.04",
+            "train.warmup_steps": "200",
+        },
+        width=64,
     ),
     "medium": Scale(
         what="2 epochs of the 50,000 images in batches of 32, evaluated on all 10,000 test images",
@@ -83,13 +107,15 @@ class Row:
 
     def said(self, scale: str) -> dict[str, str]:
         """The row's own arguments at a scale, which come after those of the scale."""
-        return {**self.arguments, **self.at_scale.get(scale, {})}
+        wide = {"student.width": str(SCALES[scale].width)} if "student.width" in self.arguments else {}
+        return {**self.arguments, **wide, **self.at_scale.get(scale, {})}
 
 
 NEURON = {"student.neuron.leak": "0.5", "student.neuron.detach_reset": "false"}
 """Of all students that train, or are calibrated."""
 FRESH = {
     **{scale: {"train.lr": "0.1"} for scale in ("full", "long")},
+    "wide": {"train.lr": "0.2"},
     **{scale: {"train.lr": "0.03"} for scale in ("medium", "short")},
 }
 """Weights that are drawn anew take steps, at each scale, that would ruin calibrated ones."""
@@ -99,7 +125,8 @@ TAUGHT = {**CALIBRATED, "train.freeze_norms": "true"}
 DISTILLED = {**TAUGHT, "loss.student_ce": "0", "loss.hybrid_ce": "0", "loss.temperature": "4"}
 """On the teacher's logits alone, which ended no lower than with labels and agreed with the teacher more often."""
 OF_THE_BATCH = {"train.freeze_norms": "false"}
-LARGE_STEPS = {scale: OF_THE_BATCH for scale in ("full", "long")}
+LONGER = ("full", "long", "wide")
+LARGE_STEPS = {scale: OF_THE_BATCH for scale in LONGER}
 """Where there is time for them: small ones, at the calibrated statistics, stand still from the third epoch on."""
 
 
@@ -107,7 +134,7 @@ def _soft(*labels: str) -> dict[str, dict[str, str]]:
     """At each scale: in short trainings larger steps than with labels, which did no harm; in long ones with labels."""
     longer = {**OF_THE_BATCH, **{name: "1" for name in labels}}
     return {
-        **{scale: dict(longer) for scale in ("full", "long")},
+        **{scale: dict(longer) for scale in LONGER},
         **{scale: {"train.lr": "0.002"} for scale in ("medium", "short")},
     }
 

@@ -8,7 +8,7 @@ from typing import Any
 from benchmarks.study.ablations import ABLATIONS, Ablation
 from benchmarks.study.comparing import accuracies, alike, by_row, equals, mean, spread, targets
 from benchmarks.study.records import Record
-from benchmarks.study.rows import ROWS
+from benchmarks.study.rows import ROWS, SCALES
 from distill.report import SATURATED, SILENT
 
 NONE = "-"
@@ -97,15 +97,16 @@ def rows_text(head: Sequence[str], body: Sequence[Sequence[str]], words: int = 1
 def _about(records: Sequence[Record], settings: Mapping[str, Any], others: Sequence[Record], command: str) -> str:
     train, test = (settings[f"data.max_{split}_samples"] for split in ("train", "eval"))
     teachers = mean([r["teacher_top1"] for r in records if r["teacher_top1"] is not None])
+    width = SCALES[records[0]["scale"]].width
     teacher = "" if teachers is None else f", whose top-1 on the same images is {teachers.text()} %"
     said = (
         f"Made by `{command}`. Every row: {settings['train.epochs']} epochs of {_count(train)} images in batches of "
         f"{settings['train.batch_size']}, learning rate {settings['train.lr']} after {settings['train.warmup_steps']} "
         f"steps of warm-up, evaluated on {_count(test)} test images; the same augmentation and seeds "
         f"(`benchmarks/study/common.yaml`, `rows.py`). {_own_rates(records, settings['train.lr'])}"
-        f"Teacher: timm's ResNet-18 of width 32{teacher}. Student: its spiking twin, T = 4, where the row does not say "
-        "otherwise. Rows that were not run are absent. Settings were chosen on test images that the short study "
-        "evaluates on."
+        f"Teacher: timm's ResNet-18 of width {width}{teacher}. "
+        "Student: its spiking twin, T = 4, where the row does not say otherwise. Rows that were not run are absent. "
+        "Settings were chosen on test images that the short study evaluates on."
     )
     if others:
         names = dict.fromkeys(f"`{record['row']}`" for record in others)

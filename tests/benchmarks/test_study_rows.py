@@ -15,7 +15,7 @@ from distill.schedules import stages_of
 
 @pytest.mark.parametrize(
     "name, scale",
-    [(name, "short") for name in ALL_ROWS] + [(name, scale) for name in ROWS for scale in ("full", "medium")],
+    [(name, "short") for name in ALL_ROWS] + [(name, scale) for name in ROWS for scale in ("full", "medium", "wide")],
 )
 def test_every_rows_command_line_is_understood(name, scale, place):
     row, place = ALL_ROWS[name], dataclasses.replace(place, scale=scale)
@@ -27,8 +27,9 @@ def test_every_rows_command_line_is_understood(name, scale, place):
     config = config_of(name, place, 3)
     ann = config.ann if row.script == "train_snn" else config.teacher
     assert ann.weights == (str(place.teacher) if row.teacher else None)
-    assert ann.kwargs == {"channels": [32, 64, 128, 256]} and config.run.seed == 3 and config.run.threads == 1
-    epochs, images = {"short": (3, 10240), "medium": (2, None), "full": (6, None)}[scale]
+    channels = [64, 128, 256, 512] if scale == "wide" else [32, 64, 128, 256]
+    assert ann.kwargs == {"channels": channels} and config.run.seed == 3 and config.run.threads == 1
+    epochs, images = {"short": (3, 10240), "medium": (2, None), "full": (6, None), "wide": (60, None)}[scale]
     assert config.train.epochs == epochs and config.data.max_train_samples == images and config.data.hflip == 0.5
     if row.script == "distill" and isinstance(config.taps, list):
         assert sum(stage.epochs for stage in stages_of(config.schedule, config.taps, epochs)) == epochs
@@ -39,6 +40,8 @@ def test_fresh_weights_take_large_steps_and_learn_their_statistics(name, place):
     config = config_of(name, place)
     assert config.train.lr == 0.03 and not config.train.freeze_norms
     assert config_of(name, dataclasses.replace(place, scale="full")).train.lr == 0.1
+    wide = config_of(name, dataclasses.replace(place, scale="wide"))
+    assert wide.train.lr == 0.2 and (name != "joint_sew" or (config.student.width, wide.student.width) == (32, 64))
 
 
 @pytest.mark.parametrize("name", ["teacher_weights", "kd", *HYBRIDS, f"{BEST}_t8"])
@@ -50,11 +53,12 @@ def test_twins_start_calibrated_and_take_small_steps(name, place):
     assert name in ("teacher_weights", "kd") or config.init.adapters == "regression"
 
 
-@pytest.mark.parametrize("scale", ["full", "long"])
+@pytest.mark.parametrize("scale", ["full", "long", "wide"])
 @pytest.mark.parametrize("name", ["teacher_weights", "kd", *HYBRIDS, f"{BEST}_t8"])
 def test_long_trainings_take_larger_steps_with_the_statistics_of_the_batch_and_labels(name, scale, place):
     config = config_of(name, dataclasses.replace(place, scale=scale))
-    assert config.student.init == "calibrated" and config.train.lr == 0.02 and not config.train.freeze_norms
+    assert config.student.init == "calibrated" and not config.train.freeze_norms
+    assert config.train.lr == {128: 0.02, 256: 0.04}[config.train.batch_size]
     assert name == "teacher_weights" or (config.loss.student_ce == 1 and config.loss.temperature == 4)
     assert name in ("teacher_weights", "kd") or config.loss.hybrid_ce == 1
     assert ROWS["joint"].said("short")["loss.student_ce"] == ROWS["joint"].said("short")["loss.hybrid_ce"] == "0"
