@@ -21,6 +21,7 @@ from distill.train_config import TrainConfig
 from models import compile_kernels, create_snn, spiking_twin
 
 LABELS = torch.tensor([1, 4])
+GRAPHED = "steps run as CUDA graphs"
 on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 
 
@@ -105,6 +106,7 @@ def steps_of(distiller, call, device, active):
         losses = distillation_losses(call(images, active=taps, student=True), LABELS.to(device), LossConfig())
         losses["total"].backward()
         found += [value.detach().clone() for value in losses.values()]
+        del losses  # or the next capture finds gradients' nodes of another stream, as the class says
         found += [torch.zeros(()) if p.grad is None else p.grad.clone() for p in distiller.parameters()]
         with torch.no_grad():  # as an optimizer does, in place
             for parameter in distiller.parameters():
@@ -298,9 +300,11 @@ def test_a_gpu_replays_compiled_kernels_under_autocast(dtype, caplog):
         images = torch.randn(8, 3, 32, 32, device="cuda").contiguous(memory_format=torch.channels_last)
         for _ in range(2):
             snn.zero_grad()
+            logits = None  # with what it holds, see `steps_of`
             logits = call(images)
             torch.nn.functional.cross_entropy(logits, torch.zeros(8, dtype=torch.long, device="cuda")).backward()
         found.append([logits.detach().clone(), *(p.grad.clone() for p in snn.parameters())])
-    assert not caplog.text
+    # the compiler's own records are none of ours
+    assert [record.message for record in caplog.records if record.name.startswith("distill")] in ([], [GRAPHED])
     for ours, theirs in zip(*found, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=5e-2, atol=1e-3)
