@@ -50,10 +50,10 @@ SCALES = {
         arguments={"train.epochs": "30", "train.lr": "0.02", "train.warmup_steps": "200"},
     ),
     "wide": Scale(
-        what="60 epochs of the 50,000 images in batches of 256, evaluated on all 10,000 test images, of a ResNet-18 of "
+        what="30 epochs of the 50,000 images in batches of 256, evaluated on all 10,000 test images, of a ResNet-18 of "
         "its full width; for a GPU",
         arguments={
-            "train.epochs": "60",
+            "train.epochs": "30",
             "train.batch_size": "256",
             "train.lr": "0.04",
             "train.warmup_steps": "200",

@@ -29,7 +29,7 @@ def test_every_rows_command_line_is_understood(name, scale, place):
     assert ann.weights == (str(place.teacher) if row.teacher else None)
     channels = [64, 128, 256, 512] if scale == "wide" else [32, 64, 128, 256]
     assert ann.kwargs == {"channels": channels} and config.run.seed == 3 and config.run.threads == 1
-    epochs, images = {"short": (3, 10240), "medium": (2, None), "full": (6, None), "wide": (60, None)}[scale]
+    epochs, images = {"short": (3, 10240), "medium": (2, None), "full": (6, None), "wide": (30, None)}[scale]
     assert config.train.epochs == epochs and config.data.max_train_samples == images and config.data.hflip == 0.5
     if row.script == "distill" and isinstance(config.taps, list):
         assert sum(stage.epochs for stage in stages_of(config.schedule, config.taps, epochs)) == epochs
