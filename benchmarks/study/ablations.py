@@ -106,6 +106,14 @@ ABLATIONS: dict[str, Ablation] = {
         changes={"teacher": {"student.init": "teacher", "train.freeze_norms": "false"}},
         note="The teacher's weights as they are, with the statistics of the batch: there are no calibrated ones.",
     ),
+    "labels_init": Ablation(
+        title="Where the student on labels alone starts",
+        default="calibrated",
+        changes={"teacher": {"student.init": "teacher"}},
+        base="teacher_weights",
+        note="The teacher's weights as they are.",
+        scales=("full",),
+    ),
     "norms": Ablation(
         title="Statistics of the batch norms",
         default="the calibrated ones",
