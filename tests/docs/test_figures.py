@@ -22,6 +22,8 @@ FIGURES = {  # on both pages: file, and where in it the figure is, unrounded
     "of 87.8 %": ("2026-11-22_cifar10_resnet18_one_epoch.md", r"^\| teacher \| (\S+) \|"),
     "79.8 % top-1": ("2026-11-22_cifar10_resnet18_one_epoch.md", r"^\| SNN, T = 4 \| (\S+) \|"),
     "82.25 % at T = 4": ("study/short_no.md", top1("convert_lif")),
+    "86.69 %": ("study/full_bf16.md", top1("stochastic")),
+    "89.18 %": ("study/wide_bf16.md", top1("joint")),
     "1.66 times": ("2026-11-22_training_step.md", r"\*\*(\S+)\*\*"),
     "0.55 of": (
         "2026-11-22_training_step.md",
@@ -31,6 +33,8 @@ FIGURES = {  # on both pages: file, and where in it the figure is, unrounded
 }
 
 STUDY = "study/short_no.md"
+FULL = "study/full_bf16.md"
+WIDE = "study/wide_bf16.md"
 MEDIUM = "study/medium_no.md"
 FIRST = "study/short_no_ablations.md"
 TRIALS = "2026-11-26_starting_small.md"
@@ -44,7 +48,7 @@ BF16 = "study/short_bf16.md"
 AMX = "2026-11-26_training_step_amx.md"
 AMX_NOW = "2026-11-27_training_step_amx.md"
 SMALL_MAPS = "2026-11-27_small_maps.md"
-FULL = "study/full_bf16.md"
+GPU_ROWS = "2026-11-27_study_h200.md"
 TIMING = "study/timing_bf16.md"
 ONE_LOOP = "2026-11-26_one_loop.md"
 
@@ -124,12 +128,26 @@ ADVICE = {  # in docs/results.md
         r"^\| labels alone, from the calibrated twin \|.* ([\d.]+) \| 84\.89 \| [\d.]+ \| [\d,]+ \|$",
     ),
     "85.90 | - | - |": (GPU, last_epoch("logit distillation with BPTT, statistics of the batch")),
-    "| 85.62 |": (FULL, top1("kd")),
-    "| **86.35** |": (FULL, top1("joint")),
-    "is 1.42 points behind": (FULL, r"the teacher [\d.]+: -([\d.]+)"),
-    "0.73 above logit distillation": (FULL, r"kd [\d.]+: \+([\d.]+)"),
-    "at 87.20, 86.97": (FULL, r"`joint` (?:\| [^|]+){3}\| ([\d.]+) /"),
-    "and BPTT 61.77 %": (GPU, last_epoch("BPTT from scratch")),
+    "| 86.19 [86.08": (FULL, r"^\| \+ hybrids, joint \| .*\*\*([\d.]+) \["),
+    "| 85.59 [85.30": (FULL, r"teacher_weights ([\d.]+): \+"),
+    "| 85.69 [85.49": (FULL, r"kd ([\d.]+): \+"),
+    "| 86.69 | 91.07": (FULL, top1("stochastic")),
+    "| 85.55 | 90.75": (FULL, top1("progressive")),
+    "1.00 above and": (FULL, r"kd [\d.]+: \+([\d.]+)"),
+    "and 1.08 behind it": (FULL, r"the teacher [\d.]+: -([\d.]+)"),
+    "is missed, 1.10 are there": (FULL, r"teacher_weights [\d.]+: \+([\d.]+)"),
+    "ends at [66.92 %]": (FULL, top1("scratch")),
+    "BPTT at 67.29 %": (FULL, top1("bptt")),
+    "60.77 in place": (FULL, r"^\| BPTT from scratch \| [\d.]+ \| ([\d.]+) \|"),
+    "of 42.74 %": (FULL, r"^\| rate_m from scratch \| [\d.]+ \| ([\d.]+) \|"),
+    "without training, 83.85 %": (WIDE, top1("convert_lif")),
+    "labels alone 89.08 %": (WIDE, top1("teacher_weights")),
+    "logit distillation 89.03 %": (WIDE, top1("kd")),
+    "hybrids **89.18 %**": (WIDE, top1("joint")),
+    "0.48 points behind the teacher": (WIDE, r"the teacher [\d.]+: -([\d.]+)"),
+    "at 10.2 % of its arithmetic": (WIDE, r"`joint` (?:\| [^|]+){6}\| ([\d.]+) "),
+    "differ: 76.87": (WIDE, r"^\| rate_m from the teacher's weights, labels alone \| [\d.]+ \| ([\d.]+) \|"),
+    "and 81.31 %": (WIDE, r"^\| \+ hybrids, joint \| [\d.]+ \| ([\d.]+) \|"),
     "84.16 | - |": (GPU, last_epoch("+ hybrids, `joint`")),
     "`rate_m` takes 9.0 ms": (GPU_STEP, r"^\| SpikeSwap, CUDA graphs (?:\| [^|]+){7}\| (\S+) \["),
     "82.83 [82.25": (BF16, top1("teacher_weights")),
@@ -197,6 +215,33 @@ def test_a_figure_is_that_of_its_results_file(figure):
 @pytest.mark.parametrize("figure", ADVICE)
 def test_advice_stands_on_the_figure_of_its_results_file(figure):
     check_figure(figure, *ADVICE[figure], [ROOT / "docs" / "results.md"])
+
+
+def curve(scale: str, row: str, seed: int) -> list[str]:
+    """Top-1 of each epoch of a run of the study."""
+    lines = (RESULTS / "study" / f"{scale}_bf16.jsonl").read_text().splitlines()
+    (found,) = [r["curve"] for r in map(json.loads, lines) if (r["row"], r["seed"]) == (row, seed)]
+    return [f"{top1:.2f}" for _, top1, _ in found]
+
+
+def test_the_epochs_of_the_larger_steps():
+    text = (ROOT / "docs" / "results.md").read_text()
+    labels = {
+        "larger steps: labels alone": "teacher_weights",
+        "labels and logits: logit distillation": "kd",
+        "+ hybrids, `stochastic`": "stochastic",
+    }
+    for label, row in labels.items():
+        (line,) = re.findall(rf"^\| {re.escape(label)} \| (.*) \|$", text, re.MULTILINE)
+        assert line.replace("*", "").split(" | ") == curve("full", row, 0)
+    assert f"| {' | '.join(curve('full', 'joint', 0))} |" in text
+
+
+@pytest.mark.parametrize("row", ["teacher_weights", "kd", "joint"])
+def test_the_epochs_of_the_rows_on_a_gpu(row):
+    text = (RESULTS / GPU_ROWS).read_text()
+    assert f"| {' | '.join(curve('wide', row, 0)[i] for i in (0, 4, 9, 14, 19, 24, 29))} |" in text
+    assert f"| 2 | {' | '.join(curve('full', row, 2))} |" in text
 
 
 def test_the_table_of_the_digits_is_that_of_seed_0():
