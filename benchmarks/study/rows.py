@@ -10,13 +10,12 @@ from dataclasses import dataclass, field, replace
 
 NETWORK = {
     "name": "resnet18",
-    "kwargs": "{channels: [32, 64, 128, 256]}",
     "cifar_stem": "true",
     "input_size": "[3, 32, 32]",
     "mean": "[0.4914, 0.4822, 0.4465]",
     "std": "[0.2470, 0.2435, 0.2616]",
 }
-"""The teacher `resnet18_w32_cifar10`, of a quarter of the arithmetic of timm's ResNet-18."""
+"""The teacher but for its width, which is the scale's: 32 is `resnet18_w32_cifar10`, 64 timm's ResNet-18."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,8 +106,7 @@ class Row:
 
     def said(self, scale: str) -> dict[str, str]:
         """The row's own arguments at a scale, which come after those of the scale."""
-        wide = {"student.width": str(SCALES[scale].width)} if "student.width" in self.arguments else {}
-        return {**self.arguments, **wide, **self.at_scale.get(scale, {})}
+        return {**self.arguments, **self.at_scale.get(scale, {})}
 
 
 NEURON = {"student.neuron.leak": "0.5", "student.neuron.detach_reset": "false"}
@@ -258,13 +256,15 @@ def _of_the_best() -> dict[str, Row]:
     }
     sew = {
         "student.name": "sew_resnet18",
-        "student.width": "32",
         "student.init": "scratch",
         "init.adapters": "random",
         "train.freeze_norms": "false",
     }
     fresh = changed(best, f"{BEST}, student sew_resnet18", f"{BEST}, SEW", sew)
-    at_scale = {scale: {**fresh.at_scale.get(scale, {}), **FRESH[scale]} for scale in SCALES}
+    at_scale = {
+        scale: {**fresh.at_scale.get(scale, {}), **FRESH[scale], "student.width": f"{SCALES[scale].width}"}
+        for scale in SCALES
+    }
     return {**rows, f"{BEST}_sew": replace(fresh, at_scale=at_scale)}
 
 

@@ -276,6 +276,7 @@ def main(argv: list[str] | None = None) -> None:
         f"fused passes {'compiled' if options.compiled and is_compiling() else 'as written'}; {options.warmup} + "
         f"{options.rounds} rounds; {machine.cpu()['cpu']}, {torch.get_num_threads()} thread(s); "
         f"{datetime.date.today()}; commit {machine.commit(REPOSITORY)}; {packages}.",
+        "width": options.width,
         "batch": options.batch,
         "memory_batches": options.memory_batches,
         "ratios": ratios(seconds, peaks, options.memory_batches),

@@ -9,7 +9,7 @@ from benchmarks.study import plots, tables
 from benchmarks.study.ablations import ABLATION_ROWS
 from benchmarks.study.comparing import alike
 from benchmarks.study.records import read
-from benchmarks.study.rows import ROWS
+from benchmarks.study.rows import ROWS, SCALES
 
 PLOTS = {"epochs": ("accuracy over epochs", plots.over_epochs), "time": ("accuracy against time", plots.over_time)}
 
@@ -35,7 +35,7 @@ def write_study(file: Path) -> list[Path]:
             shown.append((what, path.name))
     table = file.with_suffix(".md")
     command = f"python -m benchmarks.study table --scale {records[0]['scale']}"
-    table.write_text(tables.study(records, _ratios(file), shown, command))
+    table.write_text(tables.study(records, _ratios(file, records[0]["scale"]), shown, command))
     return [table, *written]
 
 
@@ -50,7 +50,9 @@ def write_ablations(file: Path) -> list[Path]:
     return [path]
 
 
-def _ratios(file: Path) -> dict[str, float]:
-    """What `benchmarks.study.timing` found at the same precision."""
+def _ratios(file: Path, scale: str) -> dict[str, float]:
+    """What `benchmarks.study.timing` found at the same precision, of networks as wide."""
     path = file.with_name(f"timing_{file.stem.rpartition('_')[2]}.json")
-    return json.loads(path.read_text())["ratios"] if path.is_file() else {}
+    found = json.loads(path.read_text()) if path.is_file() else {}
+    # before it was kept, only networks of width 32 had been timed
+    return found["ratios"] if found and found.get("width", 32) == SCALES[scale].width else {}

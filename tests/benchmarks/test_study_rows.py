@@ -15,7 +15,9 @@ from distill.schedules import stages_of
 
 @pytest.mark.parametrize(
     "name, scale",
-    [(name, "short") for name in ALL_ROWS] + [(name, scale) for name in ROWS for scale in ("full", "medium", "wide")],
+    [(name, "short") for name in ALL_ROWS]
+    + [(name, scale) for name in ROWS for scale in ("full", "medium", "wide")]
+    + [(name, "full") for name in ABLATION_ROWS if ABLATIONS[name.split("-")[1]].scales == ("full",)],
 )
 def test_every_rows_command_line_is_understood(name, scale, place):
     row, place = ALL_ROWS[name], dataclasses.replace(place, scale=scale)

@@ -11,6 +11,7 @@ from toy_study import arguments, place_in
 from benchmarks.study import __main__ as program
 from benchmarks.study import records, running
 from benchmarks.study.ablations import ALL_ROWS
+from benchmarks.study.rows import NETWORK
 from benchmarks.study.running import RowFailed, run_row
 
 PROGRAM = """
@@ -185,10 +186,10 @@ def test_a_row_that_is_cut_off_goes_on_and_conversions_leave_run_folders(tmp_pat
             for number in range(count):
                 pixels = torch.randint(256, (32, 32, 3), dtype=torch.uint8).numpy()
                 Image.fromarray(pixels).save(tmp_path / "data" / split / label / f"{number}.png")
-    ann = models.create_ann("resnet18", 3, cifar_stem=True, kwargs={"channels": [8, 8, 8, 8]})
+    ann = models.create_ann("resnet18", 3, cifar_stem=True, kwargs={"channels": [8, 16, 32, 64]})
     save_weights(ann, tmp_path / "teacher.safetensors")
-    monkeypatch.setitem(running.NETWORK, "kwargs", "{channels: [8, 8, 8, 8]}")
-    monkeypatch.setitem(running.NETWORK, "min_top1", "0")
+    monkeypatch.setitem(NETWORK, "min_top1", "0")
+    monkeypatch.setitem(running.SCALES["short"].__dict__, "width", 8)
     small = {"train.epochs": "2", "train.batch_size": "4", "run.save_every": "1 steps", "run.compile": "false"}
     monkeypatch.setitem(running.SCALES["short"].__dict__, "arguments", small)
     place = place_in(tmp_path)

@@ -114,7 +114,18 @@ def test_the_command_writes_table_and_plots(study, capsys):
     program.main(["table", "--scale", "short", "--results", str(study.parent)])
     text = (study.parent / "short_no.md").read_text()
     assert line_with(text, "0.55 of BPTT's time")[1:] == ["0.500", "yes"]
-    assert line_with(text, "0.2 of BPTT's memory")[1:] == ["0.250", "**no**"]
+    assert line_with(text, "0.2 of BPTT's memory")[1:] == ["0.250", "**no**"] and "ResNet-18 of width 32" in text
+
+
+def test_networks_of_another_width_have_no_times_of_these(study):
+    records = (study.parent / "short_no.jsonl").read_text().replace('"scale": "short"', '"scale": "wide"')
+    (study.parent / "wide_no.jsonl").write_text(records)
+    for width, found in ((32, "not measured"), (64, "0.500")):
+        times = {"width": width, "ratios": {"time": 0.5, "memory": 0.25}}
+        (study.parent / "timing_no.json").write_text(json.dumps(times))
+        program.main(["table", "--scale", "wide", "--results", str(study.parent)])
+        text = (study.parent / "wide_no.md").read_text()
+        assert found in line_with(text, "0.55 of BPTT's time")[1] and "ResNet-18 of width 64" in text
 
 
 def test_an_ablations_table_has_the_differences(tmp_path, capsys):
