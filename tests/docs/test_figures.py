@@ -136,6 +136,7 @@ ADVICE = {  # in docs/results.md
     "1.00 above and": (FULL, r"kd [\d.]+: \+([\d.]+)"),
     "and 1.08 behind it": (FULL, r"the teacher [\d.]+: -([\d.]+)"),
     "is missed, 1.10 are there": (FULL, r"teacher_weights [\d.]+: \+([\d.]+)"),
+    "end at [81.88 %]": ("study/full_bf16_ablations.md", top1("teacher_weights-labels_init-teacher")),
     "ends at [66.92 %]": (FULL, top1("scratch")),
     "BPTT at 67.29 %": (FULL, top1("bptt")),
     "60.77 in place": (FULL, r"^\| BPTT from scratch \| [\d.]+ \| ([\d.]+) \|"),
