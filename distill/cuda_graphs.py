@@ -44,8 +44,8 @@ class CudaGraphs:
     each has its own images, outputs and gradients. What a pass gives, and the gradients that its backward pass leaves,
     stand in that memory until its next: they must be used by then. And let go of: while a loss of an earlier pass
     lives, so do the nodes behind the parameters, which belong to the stream of that pass, and the capture of another
-    set of options fails. A pass that a graph cannot hold, or for which there
-    is too little memory, is said in the log, and from then on the network runs as it does without.
+    set of options fails. A pass that a graph cannot hold, or for which there is too little memory, is said in the log,
+    and from then on the network runs as it does without.
 
     Args:
         model: called with images and options; its parameters and buffers stay where they are.

@@ -15,7 +15,17 @@ NETWORK = {
     "mean": "[0.4914, 0.4822, 0.4465]",
     "std": "[0.2470, 0.2435, 0.2616]",
 }
-"""The teacher but for its width, which is the scale's: 32 is `resnet18_w32_cifar10`, 64 timm's ResNet-18."""
+"""The teacher but for its width."""
+
+
+def network_of(width: int) -> dict[str, str]:
+    """The section of the configuration that describes the analogue network.
+
+    Args:
+        width: channels of the first stage: 32 is `resnet18_w32_cifar10`, 64 timm's ResNet-18.
+    """
+    channels = ", ".join(str(width * 2**stage) for stage in range(4))
+    return {**NETWORK, "kwargs": f"{{channels: [{channels}]}}"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,12 +41,6 @@ class Scale:
     what: str
     arguments: dict[str, str]
     width: int = 32
-
-    @property
-    def network(self) -> dict[str, str]:
-        """The section of the configuration that describes the analogue network."""
-        channels = ", ".join(str(self.width * 2**stage) for stage in range(4))
-        return {**NETWORK, "kwargs": f"{{channels: [{channels}]}}"}
 
 
 SCALES = {

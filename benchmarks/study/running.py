@@ -20,7 +20,7 @@ from typing import Any, TextIO
 
 from benchmarks import machine
 from benchmarks.study.ablations import ALL_ROWS
-from benchmarks.study.rows import SCALES, Row
+from benchmarks.study.rows import SCALES, Row, network_of
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 COMMON = "benchmarks/study/common.yaml"
@@ -116,7 +116,7 @@ def is_done(folder: Path) -> bool:
 
 def command(place: Place, row: Row, seed: int, folder: Path) -> list[str]:
     """The command line of a row, without the interpreter."""
-    network = {f"{row.network}.{name}": value for name, value in SCALES[place.scale].network.items()}
+    network = {f"{row.network}.{name}": value for name, value in network_of(SCALES[place.scale].width).items()}
     if row.teacher:
         network[f"{row.network}.weights"] = str(place.teacher)
     values = {

@@ -24,7 +24,7 @@ from typing import Any
 
 from benchmarks import machine
 from benchmarks.plan import EAGER_TO_RETURN, LARGE, SMALL
-from benchmarks.study.rows import NETWORK, ROWS
+from benchmarks.study.rows import ROWS, network_of
 from benchmarks.study.running import COMMON, REPOSITORY
 
 RESULTS = REPOSITORY / "benchmarks" / "results" / "study"
@@ -99,9 +99,8 @@ def _config(row: str, options: argparse.Namespace) -> Any:
     from distill import cli
     from distill.config import DistillConfig, SnnTrainingConfig
 
-    channels = [options.width * 2**stage for stage in range(4)]
-    values = {f"{ROWS[row].network}.{name}": value for name, value in NETWORK.items()}
-    values |= {f"{ROWS[row].network}.kwargs": f"{{channels: {channels}}}", "train.lr": "0.001"}
+    values = {f"{ROWS[row].network}.{name}": value for name, value in network_of(options.width).items()}
+    values["train.lr"] = "0.001"
     values["data.root"] = "."  # nothing is read there, but without one the configuration would be refused
     words = [word for name, value in (values | ROWS[row].arguments).items() for word in (f"--{name}", value)]
     kind: type = SnnTrainingConfig if ROWS[row].script == "train_snn" else DistillConfig
