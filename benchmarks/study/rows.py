@@ -63,6 +63,17 @@ SCALES = {
         },
         width=64,
     ),
+    "wide_60": Scale(
+        what="60 epochs of the 50,000 images in batches of 256, evaluated on all 10,000 test images, of a ResNet-18 of "
+        "its full width; for a GPU",
+        arguments={
+            "train.epochs": "60",
+            "train.batch_size": "256",
+            "train.lr": "0.04",
+            "train.warmup_steps": "200",
+        },
+        width=64,
+    ),
     "medium": Scale(
         what="2 epochs of the 50,000 images in batches of 32, evaluated on all 10,000 test images",
         arguments={"train.epochs": "2", "train.batch_size": "32", "train.lr": "0.001", "train.warmup_steps": "50"},
@@ -117,7 +128,7 @@ NEURON = {"student.neuron.leak": "0.5", "student.neuron.detach_reset": "false"}
 """Of all students that train, or are calibrated."""
 FRESH = {
     **{scale: {"train.lr": "0.1"} for scale in ("full", "long")},
-    "wide": {"train.lr": "0.2"},
+    **{scale: {"train.lr": "0.2"} for scale in ("wide", "wide_60")},
     **{scale: {"train.lr": "0.03"} for scale in ("medium", "short")},
 }
 """Weights that are drawn anew take steps, at each scale, that would ruin calibrated ones."""
@@ -127,7 +138,7 @@ TAUGHT = {**CALIBRATED, "train.freeze_norms": "true"}
 DISTILLED = {**TAUGHT, "loss.student_ce": "0", "loss.hybrid_ce": "0", "loss.temperature": "4"}
 """On the teacher's logits alone, which ended no lower than with labels and agreed with the teacher more often."""
 OF_THE_BATCH = {"train.freeze_norms": "false"}
-LONGER = ("full", "long", "wide")
+LONGER = ("full", "long", "wide", "wide_60")
 LARGE_STEPS = {scale: OF_THE_BATCH for scale in LONGER}
 """Where there is time for them: small ones, at the calibrated statistics, stand still from the third epoch on."""
 

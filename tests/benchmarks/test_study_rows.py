@@ -16,7 +16,7 @@ from distill.schedules import stages_of
 @pytest.mark.parametrize(
     "name, scale",
     [(name, "short") for name in ALL_ROWS]
-    + [(name, scale) for name in ROWS for scale in ("full", "medium", "wide")]
+    + [(name, scale) for name in ROWS for scale in ("full", "medium", "wide", "wide_60")]
     + [(name, "full") for name in ABLATION_ROWS if ABLATIONS[name.split("-")[1]].scales == ("full",)],
 )
 def test_every_rows_command_line_is_understood(name, scale, place):
@@ -29,9 +29,10 @@ def test_every_rows_command_line_is_understood(name, scale, place):
     config = config_of(name, place, 3)
     ann = config.ann if row.script == "train_snn" else config.teacher
     assert ann.weights == (str(place.teacher) if row.teacher else None)
-    channels = [64, 128, 256, 512] if scale == "wide" else [32, 64, 128, 256]
+    channels = [64, 128, 256, 512] if scale.startswith("wide") else [32, 64, 128, 256]
     assert ann.kwargs == {"channels": channels} and config.run.seed == 3 and config.run.threads == 1
-    epochs, images = {"short": (3, 10240), "medium": (2, None), "full": (6, None), "wide": (30, None)}[scale]
+    epochs = {"short": 3, "medium": 2, "full": 6, "wide": 30, "wide_60": 60}[scale]
+    images = 10240 if scale == "short" else None
     assert config.train.epochs == epochs and config.data.max_train_samples == images and config.data.hflip == 0.5
     if row.script == "distill" and isinstance(config.taps, list):
         assert sum(stage.epochs for stage in stages_of(config.schedule, config.taps, epochs)) == epochs
@@ -55,7 +56,7 @@ def test_twins_start_calibrated_and_take_small_steps(name, place):
     assert name in ("teacher_weights", "kd") or config.init.adapters == "regression"
 
 
-@pytest.mark.parametrize("scale", ["full", "long", "wide"])
+@pytest.mark.parametrize("scale", ["full", "long", "wide", "wide_60"])
 @pytest.mark.parametrize("name", ["teacher_weights", "kd", *HYBRIDS, f"{BEST}_t8"])
 def test_long_trainings_take_larger_steps_with_the_statistics_of_the_batch_and_labels(name, scale, place):
     config = config_of(name, dataclasses.replace(place, scale=scale))
