@@ -21,8 +21,9 @@ channels_last, with fused passes compiled unless a row's command says `--no-comp
 and their faster one stands in the headline and memory tables. *CUDA graphs*: as training on one GPU runs; what a graph
 keeps and what its kernels belong to cannot be seen from outside. On a GPU ours in the headline table are such.
 *Checkpointed*: each block runs a second time in the backward pass; what it keeps, autograd does not save. On a CPU
-large tensors are asked to be in pages of 2 MB (`THP_MEM_ALLOC_ENABLE`, unless it was set otherwise), as `scripts/` do,
-the peers', too. A megabyte is 10^6 bytes."""
+large tensors are asked to be in pages of 2 MB and, but for the rows of memory, freed ones are kept for the next step
+(`distill.allocator`, unless the environment says otherwise), as `scripts/` do, the peers', too. A megabyte is 10^6
+bytes."""
 
 
 def markdown(records: Sequence[Record], command: str) -> str:

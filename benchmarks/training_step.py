@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import runpy
 import sys
 from pathlib import Path
 
@@ -63,7 +64,8 @@ def parser() -> argparse.ArgumentParser:
 
 def main() -> None:
     arguments = parser().parse_args()
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # large pages, as `scripts/` have them; peers', too
+    # as `scripts/` do, and for peers, too; without its package, which would import PyTorch and `models`
+    runpy.run_path(str(ROOT / "distill" / "allocator.py"))["keep_memory"]()
     try:
         if arguments.compare:
             from benchmarks.compare import compare

@@ -15,6 +15,7 @@ from typing import Any, Generic, NamedTuple, NoReturn, TypeVar, get_type_hints
 import yaml
 from jsonargparse import ArgumentParser, set_parsing_settings
 
+from distill.allocator import keep_memory
 from distill.data.faults import LoaderProcessDied, loader_errors_explained
 from distill.interruption import INTERRUPTION, Preempted, follow_launcher
 from distill.processes import first_to_fail
@@ -35,11 +36,6 @@ USER_ERRORS = (
     LoaderProcessDied,
 )
 """What a user's mistake raises, or a machine too small; without the traceback unless SPIKESWAP_TRACEBACK is set."""
-
-
-LARGE_PAGES = "THP_MEM_ALLOC_ENABLE"
-"""Has PyTorch ask Linux for pages of 2 MB for large tensors: with small ones a CPU spends a tenth of a training step on
-them. PyTorch reads it when it allocates its first tensor."""
 
 
 class _Parser(ArgumentParser):
@@ -164,7 +160,7 @@ def run(main: Callable[[], None], resumable: bool = True) -> None:
 
     Of several processes the first to fail says why, and the main process that they were all asked to stop.
     """
-    os.environ.setdefault(LARGE_PAGES, "1")
+    keep_memory()
     try:
         with INTERRUPTION.listening() if resumable else contextlib.nullcontext(), loader_errors_explained():
             follow_launcher()

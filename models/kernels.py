@@ -133,7 +133,10 @@ def fire_with_rate(
     like, streams, maps = _prepare(folded, steps, affine)
     fire_all = _fire_whole
     if is_compiling() and like.device.type == "cpu":
-        fire_all = _fire_in_one_loop if timesteps <= ONE_LOOP else _fire_in_pieces
+        if timesteps <= ONE_LOOP:
+            fire_all = _fire_in_one_loop
+        elif not _leaves_little_in_between(neuron, leak):
+            fire_all = _fire_in_pieces
     # as written it would be a pass for each step
     in_the_loop = [i for i, wanted in enumerate(averaged) if wanted] if is_compiling() else []
     spikes, bits, *means = fire_all(streams, maps, timesteps, neuron, leak, in_the_loop)
@@ -148,15 +151,22 @@ def fire_with_rate(
 ONE_LOOP = 4
 """The most steps that a CPU goes through in one loop, which keeps no membrane in between (in float32 another one sums
 the spikes up): with each more it takes about twice as long to compile, seven seconds at 4, up to half a minute at 6."""
+
 PIECE = 2**18
 """Numbers of a step that a CPU works on at a time: what the compiled pass keeps in between then stays in its cache."""
+
+
+def _leaves_little_in_between(neuron: NeuronConfig, leak: Leak) -> bool:
+    """Whether the compiler makes loops of eight steps or more of its own accord: the papers' neurons, whose a_t is a
+    number, and of which two uses alone are left of a membrane."""
+    return neuron.reset == "soft" and neuron.detach_reset and not isinstance(leak, Tensor)
 
 
 @compilable
 def _fire_whole(
     streams: list[Tensor], maps: list, timesteps: int, neuron: NeuronConfig, leak: Leak, averaged: list[int]
 ):
-    """`_fire_with_rate` in one call: on a GPU, writing into given tensors is another pass over the spikes."""
+    """`_fire_with_rate` in one call: in pieces, writing into given tensors is another pass over the spikes."""
     return _fire_with_rate(streams, maps, timesteps, neuron, leak, averaged)
 
 
@@ -165,8 +175,9 @@ def _fire_in_pieces(
 ):
     """The compiled `_fire_with_rate` on a CPU, a piece of the rows (or images) at a time.
 
-    The compiler keeps a membrane of every step in between; in pieces they need no memory to speak of. One loop would
-    keep none, but with many steps takes long to compile (`ONE_LOOP`).
+    The compiler keeps a membrane of every step in between, but for the neurons of `_leaves_little_in_between`; in
+    pieces they need no memory to speak of. One loop would keep none, but with many steps takes long to compile
+    (`ONE_LOOP`).
     """
     shape, rows = streams[0].shape[1:], streams[0].shape[1]
     spikes = streams[0].new_empty(timesteps, *shape)

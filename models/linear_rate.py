@@ -77,6 +77,7 @@ class ConvRate(Function):
             output_padding or [0] * len(stride),
             groups,
             list(ctx.needs_input_grad[:3]),
+            ctx.weight_dtype,
         )
         return (*_as_types(grads, ctx.rate_dtype, ctx.weight_dtype, ctx.weight_dtype), None, None, None, None)
 

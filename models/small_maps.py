@@ -76,8 +76,13 @@ def convolution_backward(
     output_padding: list[int],
     groups: int,
     needed: list[bool],
+    dtype_of_weight: torch.dtype | None = None,
 ) -> tuple[Tensor | None, ...]:
-    """`torch.ops.aten.convolution_backward`, each gradient by whichever way is faster; products have no graph."""
+    """`torch.ops.aten.convolution_backward`, each gradient by whichever way is faster; products have no graph.
+
+    Args:
+        dtype_of_weight: of the weight's gradient where it is a product, which is then not copied once more to get it.
+    """
     pairs = PAIRS if x.dtype == torch.float32 else PAIRS_OF_WEIGHT
     small = not transposed and _is_small(x, weight, stride, padding, dilation, groups, pairs)
     of_x, of_weight, of_bias = needed
@@ -95,7 +100,7 @@ def convolution_backward(
         if as_products[0]:
             found[0] = _input_gradient(grad, x, weight, stride, padding)
         if as_products[1]:
-            found[1] = _weight_gradient(grad, x, weight, stride, padding)
+            found[1] = _weight_gradient(grad, x, weight, stride, padding, dtype_of_weight or grad.dtype)
         if sum_up:
             found[2] = grad.sum((0, 2, 3))
     return tuple(found)
@@ -212,10 +217,12 @@ def _input_gradient(grad: Tensor, x: Tensor, weight: Tensor, stride: list[int], 
     return found
 
 
-def _weight_gradient(grad: Tensor, x: Tensor, weight: Tensor, stride: list[int], padding: list[int]) -> Tensor:
+def _weight_gradient(
+    grad: Tensor, x: Tensor, weight: Tensor, stride: list[int], padding: list[int], dtype: torch.dtype
+) -> Tensor:
     """The gradient of the weight, a row of the kernels at a time: what is copied for it is a row's."""
     grads, windows = _rows(grad).t(), _windows(x, weight, stride, padding)
-    found = torch.empty_like(weight, dtype=grad.dtype, memory_format=torch.channels_last)
+    found = torch.empty_like(weight, dtype=dtype, memory_format=torch.channels_last)
     for i in range(weight.shape[2]):
         row = slice(i, i + 1)
         found[:, :, row].copy_(_as_weight(grads @ _columns(windows[:, :, :, row]), weight[:, :, row]))

@@ -17,7 +17,7 @@ from benchmarks import compare, measure, plan, table, training_step
 from benchmarks.contestants import Settings, contestant
 from benchmarks.measure import Step, saved_bytes
 from benchmarks.peers import authors, spikingjelly
-from distill.cli import LARGE_PAGES
+from distill.allocator import LARGE_PAGES
 from distill.cuda_graphs import GRAPHED
 from models import small_maps
 

@@ -5,8 +5,6 @@ import dataclasses
 import inspect
 import itertools
 import json
-import os
-import subprocess
 import sys
 import textwrap
 from pathlib import Path
@@ -344,39 +342,6 @@ def test_a_users_mistake_ends_with_one_line_and_status_2(error, capsys, monkeypa
     monkeypatch.setenv("SPIKESWAP_TRACEBACK", "1")
     with pytest.raises(type(error), match=str(error)):
         cli.run(main)
-
-
-@pytest.mark.parametrize("said", [None, "0"])
-def test_large_tensors_are_asked_to_be_in_large_pages_unless_the_user_says_otherwise(said, monkeypatch):
-    monkeypatch.setenv(cli.LARGE_PAGES, said or "")
-    if said is None:
-        monkeypatch.delenv(cli.LARGE_PAGES)
-    seen = []
-    cli.run(lambda: seen.append(os.environ[cli.LARGE_PAGES]))
-    assert seen == [said or "1"]
-
-
-PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
-
-
-@pytest.mark.skipif(not PAGES.exists() or "[never]" in PAGES.read_text(), reason="the system has no large pages")
-def test_nothing_that_the_scripts_import_comes_before_the_large_pages():
-    program = """
-import resource
-from distill import cli, distillation, session
-from distill.config import DistillConfig
-import torch
-
-def faults():
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    torch.empty(2**26, dtype=torch.uint8).fill_(1)
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
-
-cli.run(faults)
-"""
-    environment = {name: value for name, value in os.environ.items() if name != cli.LARGE_PAGES}
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment, check=True)
-    assert int(done.stdout) < 2**26 / 4096 / 2  # a fault for each small page would be twice as many
 
 
 def test_our_own_mistakes_keep_their_traceback():

@@ -35,14 +35,22 @@ def test_moments_are_at_least_float32_and_over_all_steps(dtype, steps, channels_
     torch.testing.assert_close(var.double(), exact.var((0, 2, 3), correction=0), rtol=tolerance, atol=0)
 
 
+def as_of_many_steps(monkeypatch, in_pieces):
+    """Few steps fire as many do; in pieces of several rows or images, of which the last is smaller."""
+    monkeypatch.setattr(kernels, "ONE_LOOP", 0)
+    monkeypatch.setattr(kernels, "PIECE", 100)
+    monkeypatch.setattr(kernels, "_leaves_little_in_between", lambda neuron, leak: not in_pieces)
+
+
 @pytest.mark.filterwarnings("ignore")  # of the compiler's own
 @pytest.mark.parametrize(
-    ("compiled", "piece"), [(False, None), (True, None), (True, 100)], ids=["as written", "one loop", "pieces"]
+    ("compiled", "way"),
+    [(False, None), (True, "one loop"), (True, "whole"), (True, "pieces")],
+    ids=["as written", "one loop", "whole", "pieces"],
 )
-def test_firing_finds_the_mean_over_time_of_the_addends_that_it_is_asked_for(compiled, piece, caplog, monkeypatch):
-    if piece is not None:
-        monkeypatch.setattr(kernels, "ONE_LOOP", 0)
-        monkeypatch.setattr(kernels, "PIECE", piece)
+def test_firing_finds_the_mean_over_time_of_the_addends_that_it_is_asked_for(compiled, way, caplog, monkeypatch):
+    if way in ("whole", "pieces"):
+        as_of_many_steps(monkeypatch, in_pieces=way == "pieces")
     shape, scale = (3 * 4, 5, 6, 7), (torch.rand(5).double(), torch.rand(5).double())
     streams = [torch.randn(shape, dtype=torch.float64), torch.randn(4, *shape[1:]), torch.randn(shape).bfloat16()]
     streams = [stream.to(memory_format=torch.channels_last) for stream in streams[:2]] + streams[2:]
@@ -72,18 +80,18 @@ def test_rates_of_half_precision_spikes_are_counted_in_float32():
 
 @pytest.mark.filterwarnings("ignore")  # of the compiler's own
 @pytest.mark.parametrize(
-    ("toy", "algorithm", "piece"),
+    ("toy", "algorithm", "in_pieces"),
     [
         ("Residual", "rate_m", None),
-        ("Residual", "rate_m", 100),
-        ("SharedNeuron", "rate_m", 100),
+        ("Residual", "rate_m", False),
+        ("Residual", "rate_m", True),
+        ("SharedNeuron", "rate_m", True),
         ("SharedNeuron", "rate_s", None),
     ],
 )
-def test_compiled_passes_train_as_written_ones(toy, algorithm, piece, caplog, monkeypatch):
-    if piece is not None:  # several of a layer's rows or images, and a last one that is smaller
-        monkeypatch.setattr(kernels, "ONE_LOOP", 0)
-        monkeypatch.setattr(kernels, "PIECE", piece)
+def test_compiled_passes_train_as_written_ones(toy, algorithm, in_pieces, caplog, monkeypatch):
+    if in_pieces is not None:
+        as_of_many_steps(monkeypatch, in_pieces)
     config = NeuronConfig(leak=0.5, learnable_leak=toy == "SharedNeuron")
     network, images = generic(TOYS[toy](config)), torch.randn(2, 3, 9, 9, dtype=torch.float64)
     if toy == "Residual":
@@ -145,8 +153,20 @@ def test_the_compiler_knows_the_settings_that_make_one_loop():
     torch.compile(lambda x: x, options=settings)  # refuses what it does not know
 
 
-@pytest.mark.parametrize(("timesteps", "way"), [(4, "_fire_in_one_loop"), (5, "_fire_in_pieces")])
-def test_few_steps_are_fired_in_one_loop_and_many_in_pieces(timesteps, way, monkeypatch):
+@pytest.mark.parametrize(
+    ("timesteps", "neuron", "leak", "way"),
+    [
+        (4, NeuronConfig(), 0.2, "_fire_in_one_loop"),
+        (4, NeuronConfig(reset="hard"), 0.2, "_fire_in_one_loop"),
+        (5, NeuronConfig(), 0.2, "_fire_whole"),
+        (5, NeuronConfig(reset="hard"), 0.2, "_fire_in_pieces"),
+        (5, NeuronConfig(detach_reset=False), 0.2, "_fire_in_pieces"),
+        (5, NeuronConfig(learnable_leak=True), torch.tensor(0.2), "_fire_in_pieces"),
+    ],
+)
+def test_few_steps_are_fired_in_one_loop_and_many_in_pieces_where_a_membrane_is_used_often(
+    timesteps, neuron, leak, way, monkeypatch
+):
     ways = []
     for name in ("_fire_in_one_loop", "_fire_in_pieces", "_fire_whole"):
 
@@ -156,9 +176,9 @@ def test_few_steps_are_fired_in_one_loop_and_many_in_pieces(timesteps, way, monk
 
         monkeypatch.setattr(kernels, name, written)
     current = torch.randn(timesteps * 2, 3)
-    kernels.fire_with_rate([current], [None], [timesteps], timesteps, NeuronConfig(), 0.2)
+    kernels.fire_with_rate([current], [None], [timesteps], timesteps, neuron, leak)
     compile_kernels(True)
-    kernels.fire_with_rate([current], [None], [timesteps], timesteps, NeuronConfig(), 0.2)
+    kernels.fire_with_rate([current], [None], [timesteps], timesteps, neuron, leak)
     assert ways == ["_fire_whole", way]
 
 
