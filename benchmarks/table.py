@@ -116,7 +116,7 @@ def _speed(records: Sequence[Record]) -> str:
 
 
 def _headline(records: Sequence[Record]) -> str:
-    """images/s of each repeat, and the median of the ratios within the repeats."""
+    """images/s of each repeat, the share of ours outside products, and the median of the ratios within the repeats."""
     turns: dict[str | None, dict[str, dict[int, Record]]] = {None: {}, "authors": {}}  # by who, precision and repeat
     for record in records:
         result = record["result"]
@@ -132,13 +132,14 @@ def _headline(records: Sequence[Record]) -> str:
             (
                 own["precision"],
                 ", ".join(f"{own['images_per_second']:.1f}" for own, _ in pairs),
+                ", ".join(number(own["non_convolution_share"], 0, 100) for own, _ in pairs),
                 f"{peer['precision']}, {peer['memory_format']}",
                 ", ".join(f"{peer['images_per_second']:.1f}" for _, peer in pairs),
                 ", ".join(f"{value:.2f}" for value in ratios),
                 f"**{statistics.median(ratios):.2f}**",
             )
         )
-    head = ("ours", "images/s", "authors'", "images/s", "ratio of each pair", "median")
+    head = ("ours", "images/s", "outside products (%)", "authors'", "images/s", "ratio of each pair", "median")
     return _rows(head, body) if body else ""
 
 

@@ -46,7 +46,7 @@ GPU_STEP = "2026-11-26_training_step_h200.md"
 BITS = "2026-11-26_spikes_as_bits.md"
 BF16 = "study/short_bf16.md"
 AMX = "2026-11-26_training_step_amx.md"
-AMX_NOW = "2026-11-27_training_step_amx.md"
+AMX_NOW = "2026-11-27_training_step_amx_b19bef7.md"
 SMALL_MAPS = "2026-11-27_small_maps.md"
 GPU_ROWS = "2026-11-27_study_h200.md"
 TIMING = "study/timing_bf16.md"
@@ -174,9 +174,9 @@ ADVICE = {  # in docs/results.md
     "85.80 % (one seed)": (BF16, top1("joint_t8")),
     "have 74.32 % there": (BF16, r"^\| \+ hybrids, joint \| [^|]+\| ([\d.]+) \["),
     "they have 10.07 %": (BF16, r"^\| \+ hybrids, joint \| ([\d.]+) \["),
-    "[5.42 times]": (AMX_NOW, r"^\| bf16 \| [^|]+\| fp32, .*\*\*(\S+)\*\*"),
-    "4.28 times theirs": (AMX_NOW, r"^\| bf16 \| [^|]+\| bf16, .*\*\*(\S+)\*\*"),
-    "1.91 times theirs": (AMX_NOW, r"^\| fp32 \| [^|]+\| fp32, .*\*\*(\S+)\*\*"),
+    "[5.65 times]": (AMX_NOW, r"^\| bf16 (?:\| [^|]+){2}\| fp32, .*\*\*(\S+)\*\*"),
+    "4.13 times theirs": (AMX_NOW, r"^\| bf16 (?:\| [^|]+){2}\| bf16, .*\*\*(\S+)\*\*"),
+    "1.82 times theirs": (AMX_NOW, r"^\| fp32 (?:\| [^|]+){2}\| fp32, .*\*\*(\S+)\*\*"),
     "takes [0.247 of BPTT's": (TIMING, r"takes (\S+) of BPTT's time"),
     "time and 0.172 of": (TIMING, r"takes (\S+) of BPTT's memory"),
     "[1.40, 1.19": (TIMING, r"^\| joint (?:\| [^|]+){2}\| (\S+) \["),
@@ -265,6 +265,18 @@ def test_the_step_on_a_gpu_beside_the_authors():
     assert said == ["14,182", "6.7 times", "6.4 times"]
     for page in (README, ROOT / "docs" / "measurements.md", ROOT / "docs" / "results.md"):
         assert all(words in " ".join(prose(page).split()) for words in said), page.name
+
+
+def test_growth_with_the_number_of_time_steps():
+    growth = [[cell.split()[0] for cell in row[:4]] for row in rows(AMX_NOW, "|") if len(row) == 6 and row[1] == "bf16"]
+    steps, _, forward, backward = zip(*growth, strict=True)
+    assert steps == ("2", "4", "8", "16")
+    times = ", ".join(f"{float(value):.0f}" for value in forward[:3]) + f" and {float(forward[3]):.0f} ms"
+    spread = max(map(float, backward)) / min(map(float, backward)) - 1
+    assert times == "83, 135, 260 and 538 ms" and f"{spread:.2f}" == "0.03"
+    for page in (ROOT / "docs" / "results.md", ROOT / "docs" / "measurements.md"):
+        text = " ".join(page.read_text().split())
+        assert times in text and "16 within 3 %" in text, page.name
 
 
 def test_memory_beside_bptt_and_cosines_beside_it():
