@@ -157,8 +157,10 @@ PIECE = 2**18
 
 
 def _leaves_little_in_between(neuron: NeuronConfig, leak: Leak) -> bool:
-    """Whether the compiler makes loops of eight steps or more of its own accord: the papers' neurons, whose a_t is a
-    number, and of which two uses alone are left of a membrane."""
+    """Whether the compiler keeps next to nothing of its own accord: of the papers' neurons, whose a_t is a number.
+
+    PyTorch 2.14 makes one loop of eight such steps and two of sixteen (benchmarks/results/2026-11-27_many_steps.md).
+    """
     return neuron.reset == "soft" and neuron.detach_reset and not isinstance(leak, Tensor)
 
 

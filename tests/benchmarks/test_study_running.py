@@ -135,7 +135,7 @@ def test_a_mistyped_command_leaves_no_folder(place, monkeypatch):
     ("change", "message"),
     [
         (["kdd"], "unknown rows ['kdd']; known are ['scratch', 'teacher_weights', 'kd'"),
-        (["--scale", "tiny"], "choose from full, long, wide, medium, short"),
+        (["--scale", "tiny"], "choose from full, long, wide, wide_60, medium, short"),
         (["--data", "nowhere"], "nowhere must hold train.tar, or a folder train"),
         (["--teacher", "nothing"], "nothing is no file"),
         (["--threads", "0"], "--threads must be at least 1, found 0"),

@@ -175,6 +175,17 @@ def test_every_contestant_asks_for_the_large_pages_that_scripts_ask_for(monkeypa
     assert os.environ[LARGE_PAGES] == "1"
 
 
+def test_every_contestant_keeps_freed_memory_as_scripts_do(monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        training_step.runpy, "run_path", lambda path: {"keep_memory": lambda: asked.append(Path(path).name)}
+    )
+    monkeypatch.setattr(sys, "argv", ["training_step.py", "--steps=1"])
+    with pytest.raises(SystemExit):
+        training_step.main()
+    assert asked == ["allocator.py"]
+
+
 def test_missing_code_of_a_peer_says_how_to_get_it(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"--authors-path DIR is needed; to get it: git clone"):
         authors(Settings(peer="authors"))

@@ -2,6 +2,7 @@
 
 import json
 import re
+import statistics
 from pathlib import Path
 
 import pytest
@@ -265,6 +266,23 @@ def test_the_step_on_a_gpu_beside_the_authors():
     assert said == ["14,182", "6.7 times", "6.4 times"]
     for page in (README, ROOT / "docs" / "measurements.md", ROOT / "docs" / "results.md"):
         assert all(words in " ".join(prose(page).split()) for words in said), page.name
+
+
+def test_ratios_of_the_alternation_and_of_many_steps():
+    (pairs,) = [row for row in rows(AMX_NOW, "| bf16") if len(row) == 7 and row[3].startswith("fp32")]
+    ratios = sorted(map(float, pairs[5].split(", ")))
+    between = f"{ratios[0]:.2f} to {ratios[-1]:.2f}"
+    for page in (*PAGES, ROOT / "docs" / "results.md"):
+        text = " ".join(page.read_text().split())
+        assert between in text and pairs[6].strip("*") + " times" in text, page.name
+    speeds = {(row[0], row[2], row[1]): row[3] for row in rows("2026-11-27_many_steps.md", "| ") if len(row) == 7}
+    log = " ".join((ROOT / "CHANGELOG.md").read_text().split())
+    for steps in ("8", "16"):
+        before, now = (
+            statistics.mean(map(float, speeds[steps, kept, code].split(", ")))
+            for kept, code in (("no", "2e6272b, in pieces"), ("yes", "the same"))
+        )
+        assert re.search(rf"{now / before:.2f} times( as fast)? at T = {steps}", log)
 
 
 def test_growth_with_the_number_of_time_steps():

@@ -110,14 +110,19 @@ def test_compiled_passes_train_as_written_ones(toy, algorithm, in_pieces, caplog
 
 
 @pytest.mark.filterwarnings("ignore")  # of the compiler's own
-@pytest.mark.parametrize("reset", ["soft", "hard"])
-def test_one_compiled_loop_in_bfloat16_is_as_near_to_float64_as_bfloat16_is(reset, caplog):
+@pytest.mark.parametrize(
+    ("timesteps", "reset", "detached"),
+    [(4, "soft", False), (4, "hard", False), (10, "soft", True), (10, "soft", False)],
+    ids=["one loop", "one loop, hard reset", "whole", "pieces"],
+)
+def test_compiled_passes_in_bfloat16_are_as_near_to_float64_as_bfloat16_is(timesteps, reset, detached, caplog):
     torch.manual_seed(0)
-    config = NeuronConfig(leak=0.5, detach_reset=False, reset=reset)
-    current = (2 * torch.randn(4 * 3, 5, 4, 4)).bfloat16().to(memory_format=torch.channels_last)
-    added = torch.randint(16, (3, 5, 4, 4), dtype=torch.uint8).to(memory_format=torch.channels_last)
+    config = NeuronConfig(leak=0.5, detach_reset=detached, reset=reset)
+    bytes_each = -(-timesteps // 8)
+    current = (2 * torch.randn(timesteps * 3, 5, 4, 4)).bfloat16().to(memory_format=torch.channels_last)
+    added = torch.randint(16, (bytes_each * 3, 5, 4, 4), dtype=torch.uint8).to(memory_format=torch.channels_last)
     affine = (torch.rand(5) + 0.5, torch.rand(5))
-    arguments = ([affine, None], [4, 1], 4, config, 0.5)
+    arguments = ([affine, None], [timesteps, bytes_each], timesteps, config, 0.5)
     exact = tuple(v.double() for v in affine)
     _, bits, means = kernels.fire_with_rate([current.double(), added], [exact, None], *arguments[1:])
     compile_kernels(True)

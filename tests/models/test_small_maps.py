@@ -178,6 +178,17 @@ def test_gradients_of_weights_are_products_of_fewer_channels_than_the_others(tak
     assert taken == [2] * 3 and found[1].shape == weight.shape  # of a transposed convolution it is PyTorch's own
 
 
+@pytest.mark.parametrize("dtype", [None, torch.float32])
+def test_the_gradient_of_a_weight_comes_in_the_type_that_is_asked_for(dtype, taken, monkeypatch):
+    monkeypatch.setattr(small_maps, "PAIRS_OF_WEIGHT", 2**14)
+    x, weight = maps(channels=128, dtype=torch.bfloat16), torch.randn(128, 128, 3, 3).bfloat16()
+    arguments = (torch.randn_like(x), x, weight, None, [1, 1], [1, 1], [1, 1], False, [0, 0], 1, [False, True, False])
+    _, found, _ = small_maps.convolution_backward(*arguments, dtype)
+    _, as_it_is, _ = small_maps.convolution_backward(*arguments)
+    assert taken and found.dtype == (dtype or torch.bfloat16) and torch.equal(found, as_it_is.to(found.dtype))
+    assert found.is_contiguous(memory_format=torch.channels_last)
+
+
 def test_beside_a_product_the_bias_needs_no_convolution(monkeypatch):
     """oneDNN would compute the gradient of the weight for it."""
     x, weight, grad = maps(), torch.randn(384, 384, 3, 3), maps()
