@@ -16,7 +16,7 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from models.dynamics import Leak, NeuronConfig
-from models.kernels import Affine, Means, fire, fire_next, fire_once, fire_with_rate, means_of_steps
+from models.firing import Affine, Means, fire, fire_next, fire_once, fire_with_rate, means_of_steps
 from models.layout import at_least_float32
 from models.linear_rate import Counts
 from models.norm_backward import norms_backward

@@ -118,7 +118,7 @@ class _BatchNormOverRanks(Function):
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, group: Any):
         unused = x.new_zeros(x.shape[1], dtype=torch.promote_types(x.dtype, torch.float32))
-        own = torch.batch_norm_update_stats(x, unused, unused.clone(), 0.0)  # as in models.kernels
+        own = torch.batch_norm_update_stats(x, unused, unused.clone(), 0.0)  # as in models.moments
         mean, var, count = moments_over_ranks(*own, x.numel() // x.shape[1], group)
         ctx.save_for_backward(x, weight, mean, torch.rsqrt(var + eps))
         ctx.group = group

@@ -8,8 +8,8 @@ from spikingjelly.activation_based.base import MemoryModule
 from torch import Tensor, nn
 
 from models.feedback.averages import average_over_steps
-from models.kernels import moments
 from models.linear_rate import WithValue
+from models.moments import moments
 from models.normalization import Norm, update_running
 from models.ranks import active_group, moments_over_ranks
 from models.spiketrain import SpikeTrain

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.kernels import moments
 from models.linear_rate import ConvRate, LinearRate, WithValue, cast_once
+from models.moments import moments
 from models.normalization import Norm, update_running
 from models.ranks import active_group, moments_over_ranks
 from models.rules.base import affine, affine_function, on_traces, rate_rule

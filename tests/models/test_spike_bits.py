@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from toy_networks import Residual, generic, spiking
 
-from models import NeuronConfig, SpikeTrain, SpikingNeuron, compile_kernels, kernels
+from models import NeuronConfig, SpikeTrain, SpikingNeuron, compile_kernels, firing
 from models.compiling import is_compiling
 from models.neuron import _currents
 from models.spike_bits import SpikeBits
@@ -35,7 +35,7 @@ def cases(*written, compiled):
 def fired(spikes, timesteps):
     """The spikes (T*B, ...) as neurons give them that fire where they are driven and keep nothing."""
     config = NeuronConfig(leak=1e-9, threshold=0.5)
-    return kernels.fire_with_rate([spikes], [None], [timesteps], timesteps, config, config.leak)
+    return firing.fire_with_rate([spikes], [None], [timesteps], timesteps, config, config.leak)
 
 
 def test_step_t_is_bit_t():
@@ -82,7 +82,7 @@ def test_neurons_add_bits_as_they_add_numbers(timesteps, memory_format):
     affine, config = [(torch.rand(3).double(), torch.rand(3).double()), None], NeuronConfig(leak=0.5)
 
     def layer(shortcut, stored):
-        *outputs, means = kernels.fire_with_rate(
+        *outputs, means = firing.fire_with_rate(
             [current, shortcut], affine, [timesteps, stored], timesteps, config, config.leak
         )
         return [*outputs, means.rate, means.kappa, means.counts]
