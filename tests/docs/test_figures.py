@@ -285,6 +285,17 @@ def test_ratios_of_the_alternation_and_of_many_steps():
         assert re.search(rf"{now / before:.2f} times( as fast)? at T = {steps}", log)
 
 
+def test_one_setting_at_a_time():
+    text = (ROOT / "docs" / "results.md").read_text()
+    section = text.partition("## One setting at a time")[2].partition("\n## ")[0]
+    found = [row for row in rows("study/short_bf16_ablations.md", "| ") if row[1].startswith("`joint-")]
+    assert len(found) == 13
+    for _, name, _, _, accuracy, against, hybrids, *_ in found:
+        assert re.search(rf"\b{accuracy}\b", section) and against.lstrip("+-") in section, name
+        if name == "`joint-adapters-random`":
+            assert "{}, {} and {} %".format(*hybrids.split(" / ")) in section
+
+
 def test_growth_with_the_number_of_time_steps():
     growth = [[cell.split()[0] for cell in row[:4]] for row in rows(AMX_NOW, "|") if len(row) == 6 and row[1] == "bf16"]
     steps, _, forward, backward = zip(*growth, strict=True)
