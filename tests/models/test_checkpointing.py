@@ -116,7 +116,7 @@ def test_toy_networks_with_a_learned_leak(toy):
 
 @pytest.mark.filterwarnings("ignore")  # of the compiler's own
 def test_compiled_passes_train_as_without_checkpointing(caplog):
-    # the network and the images of tests/models/test_firing_passes.py: what is compiled there need not be compiled again
+    # network and images of tests/models/test_firing_passes.py: what is compiled there need not be compiled again
     network = generic(Residual(NeuronConfig(leak=0.5))).to(memory_format=torch.channels_last)
     plain = spiking(network, 3).train()
     x = torch.randn(2, 3, 9, 9, dtype=torch.float64).to(memory_format=torch.channels_last)
