@@ -43,6 +43,20 @@ class Scale:
     width: int = 32
 
 
+def _wide(epochs: int) -> Scale:
+    return Scale(
+        what=f"{epochs} epochs of the 50,000 images in batches of 256, evaluated on all 10,000 test images, of a "
+        "ResNet-18 of its full width; for a GPU",
+        arguments={
+            "train.epochs": f"{epochs}",
+            "train.batch_size": "256",
+            "train.lr": "0.04",
+            "train.warmup_steps": "200",
+        },
+        width=64,
+    )
+
+
 SCALES = {
     "full": Scale(
         what="6 epochs of the 50,000 images, evaluated on all 10,000 test images",
@@ -52,28 +66,8 @@ SCALES = {
         what="30 epochs of the 50,000 images, evaluated on all 10,000 test images; for a GPU",
         arguments={"train.epochs": "30", "train.lr": "0.02", "train.warmup_steps": "200"},
     ),
-    "wide": Scale(
-        what="30 epochs of the 50,000 images in batches of 256, evaluated on all 10,000 test images, of a ResNet-18 of "
-        "its full width; for a GPU",
-        arguments={
-            "train.epochs": "30",
-            "train.batch_size": "256",
-            "train.lr": "0.04",
-            "train.warmup_steps": "200",
-        },
-        width=64,
-    ),
-    "wide_60": Scale(
-        what="60 epochs of the 50,000 images in batches of 256, evaluated on all 10,000 test images, of a ResNet-18 of "
-        "its full width; for a GPU",
-        arguments={
-            "train.epochs": "60",
-            "train.batch_size": "256",
-            "train.lr": "0.04",
-            "train.warmup_steps": "200",
-        },
-        width=64,
-    ),
+    "wide": _wide(30),
+    "wide_60": _wide(60),
     "medium": Scale(
         what="2 epochs of the 50,000 images in batches of 32, evaluated on all 10,000 test images",
         arguments={"train.epochs": "2", "train.batch_size": "32", "train.lr": "0.001", "train.warmup_steps": "50"},
