@@ -2,8 +2,10 @@
 
     W, b = argmin E |W r + b - a|^2 + ridge |W|^2        r: rate (c,), a: feature (C,), over images and places
 
-The convolution takes W; the batch norm takes the statistics of W r and gives back its spread and the mean of a, so
-that in evaluation mode the adapter is W r + b, then the teacher's activation. Shapes: B images, c and C channels.
+The convolution takes W, one of 3x3 at its centre; the batch norm takes the statistics of W r and gives back its spread
+and the mean of a, so that in evaluation mode the adapter is W r + b, then the teacher's activation. An adapter without
+a convolution has each channel regressed on its own one: W is diagonal, and the batch norm takes it, too. Shapes: B
+images, c and C channels.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ from collections.abc import Iterable, Sequence
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from distill.adapters import Adapter
 from distill.data.event_frames import summed
@@ -83,14 +85,23 @@ def _write(adapter: Adapter, moments: _Moments) -> float:
     """Sets an adapter to the regression; returns the share of the variance that it explains."""
     r, a, rr, ra, aa = moments.centred()
     ridge = RIDGE * rr.diagonal().mean().clamp_min(torch.finfo(torch.float32).tiny)
-    weight = torch.linalg.solve(rr + ridge * torch.eye(len(rr), dtype=rr.dtype, device=rr.device), ra).T  # (C, c)
+    if adapter.form == "norm":
+        weight = torch.diag(ra.diagonal() / (rr.diagonal() + ridge))
+    else:
+        weight = torch.linalg.solve(rr + ridge * torch.eye(len(rr), dtype=rr.dtype, device=rr.device), ra).T  # (C, c)
     variance = torch.einsum("oi,ij,oj->o", weight, rr, weight)
     norm = adapter.bn
     assert norm.running_mean is not None and norm.running_var is not None
-    adapter.conv.weight.copy_(weight[:, :, None, None])
-    norm.running_mean.copy_(weight @ r)
-    norm.running_var.copy_(variance)
-    norm.weight.copy_((variance + norm.eps).sqrt())
     norm.bias.copy_(a)
+    if isinstance(adapter.conv, nn.Conv2d):
+        centre = adapter.conv.kernel_size[0] // 2
+        adapter.conv.weight.zero_()[:, :, centre, centre] = weight
+        norm.running_mean.copy_(weight @ r)
+        norm.running_var.copy_(variance)
+        norm.weight.copy_((variance + norm.eps).sqrt())
+    else:
+        norm.running_mean.copy_(r)
+        norm.running_var.copy_(rr.diagonal())
+        norm.weight.copy_(weight.diagonal() * (rr.diagonal() + norm.eps).sqrt())
     residual = aa - 2 * torch.einsum("oi,io->o", weight, ra) + variance
     return (1 - residual.sum() / aa.sum().clamp_min(torch.finfo(torch.float32).tiny)).item()

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from distill.adapters import AdapterForm
 from distill.checks import check
 from distill.data import DataConfig
 from distill.data.event_config import is_events
@@ -39,6 +40,9 @@ class DistillConfig:
     last), or names of the teacher's modules; an empty list for none, which is plain logit distillation."""
     student_taps: dict[str, str] | None = None
     """The student's module of a tap, e.g. {stages.0: layer1}; others are found: the same name, or the same stage."""
+    adapter: AdapterForm = "conv1x1"
+    """What makes a teacher's feature of a student's rates, in front of a batch norm and the teacher's activation:
+    conv1x1, conv3x3, or norm: nothing, each channel by itself, where student and teacher have the same channels."""
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     """When which hybrid trains."""
     save_hybrids: bool = True

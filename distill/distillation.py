@@ -110,7 +110,9 @@ def make_distiller(
     classes: Any = teacher.num_classes
     student = make_student(config.student, teacher, classes, images, preprocessing, init, batches, say)
     student.set_grad_checkpointing(config.train.grad_checkpointing)
-    distiller = HybridDistiller(teacher, student.train(), config.taps, config.student_taps, images, config.loss.feature)
+    distiller = HybridDistiller(
+        teacher, student.train(), config.taps, config.student_taps, images, config.loss.feature, config.adapter
+    )
     check_tap_weights(config.loss, [tap.name for tap in distiller.taps])
     return distiller.train()
 

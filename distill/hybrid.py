@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from distill.adapters import Adapter
+from distill.adapters import Adapter, AdapterForm
 from distill.data.event_frames import summed
 from distill.hybrid_network import Hybrid
 from distill.losses import feature_loss
@@ -50,9 +50,10 @@ class HybridDistiller(nn.Module):
         images: (B, C, H, W), two or more images as the teacher expects them, or event frames (T, B, C, H, W), on which
             the taps are checked; None: random numbers of the teacher's own input size.
         feature: "mse" or "cosine" to compare adapted rates with the teacher's features, too (`feature_loss`).
+        adapter: of which form the adapters are (`distill.adapters.Adapter`).
 
     Raises:
-        ValueError: for a tap that cannot serve (see `distill.taps.check_taps`), by name.
+        ValueError: for a tap that cannot serve (see `distill.taps.check_taps`) or has no such adapter, by name.
         TypeError: if the student does not spike.
     """
 
@@ -64,6 +65,7 @@ class HybridDistiller(nn.Module):
         student_taps: Mapping[str, str] | None = None,
         images: Tensor | None = None,
         feature: Literal["none", "mse", "cosine"] = "none",
+        adapter: AdapterForm = "conv1x1",
     ) -> None:
         super().__init__()
         if not isinstance(student, SpikingNetwork):
@@ -77,7 +79,7 @@ class HybridDistiller(nn.Module):
         self.student_taps = self._student_taps(dict(student_taps or {}), images)
         channels = self._probe_student(images)
         # module names cannot hold dots; ModuleList keeps the order of the taps
-        self.adapters = nn.ModuleList(Adapter(channels[tap.name], tap) for tap in self.taps)
+        self.adapters = nn.ModuleList(Adapter(channels[tap.name], tap, adapter) for tap in self.taps)
         self.adapters.to(images.device, images.dtype)
         self.blanks = images_in_front(teacher, self.taps, images) if names else 0
         """Blank images that the teacher runs on in front of what is injected at its taps."""

@@ -187,7 +187,8 @@ def check_hybrid(hybrid: Hybrid) -> dict[str, Any]:
         "teacher": teacher,
         "student_tap": hybrid.student_tap,
         "blanks": hybrid.blanks,
-        "in_channels": hybrid.adapter.conv.in_channels,
+        "in_channels": hybrid.adapter.in_channels,
+        "adapter": hybrid.adapter.form,
         "tap": {
             "name": tap.name,
             "shape": list(tap.shape),
@@ -218,7 +219,7 @@ def load_hybrid(folder: str | os.PathLike[str], **download: Unpack[Download]) ->
         tap = Tap(cut["name"], tuple(cut["shape"]), activation, layout)
         student = build_snn(spec["student"])
         teacher = ann_of_file(spec["teacher"]).eval().requires_grad_(False)
-        adapter = Adapter(spec["in_channels"], tap)
+        adapter = Adapter(spec["in_channels"], tap, spec.get("adapter", "conv1x1"))  # of before there were others
         hybrid = Hybrid(student, adapter, teacher, tap, spec["student_tap"], spec["blanks"])
         names = _own_state(hybrid, tuple(spec["input_size"]))
     except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:

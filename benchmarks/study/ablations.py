@@ -100,6 +100,12 @@ ABLATIONS: dict[str, Ablation] = {
     "temperature": Ablation(title="Temperature", default="4", changes=_each("loss.temperature", "1", "2")),
     "taps": Ablation(title="Taps", default="stages", changes=_each("taps", "blocks")),
     "adapters": Ablation(title="Where adapters start", default="regression", changes=_each("init.adapters", "random")),
+    "adapter": Ablation(
+        title="Adapters",
+        default="convolution of 1x1",
+        changes=_each("adapter", "conv3x3", "norm"),
+        note="Each with a batch norm and the activation behind it; norm: with nothing in front of it.",
+    ),
     "init": Ablation(
         title="Where the student starts",
         default="calibrated",

@@ -57,15 +57,15 @@ def analogue_costs(network: nn.Module, image: Tensor, cuts: Sequence[str] = ()) 
 
 
 def adapter_cost(adapter: Adapter, tap: Tap) -> Cost:
-    """Of one image.
+    """Of one image: of its convolution, where it has one.
 
     Args:
         adapter: in evaluation mode.
         tap: gives the size of the teacher's feature, to which rates are resized first.
     """
-    weight, size = adapter.conv.weight, tap.shape[1:]
+    size = tap.shape[1:]
     counter = _Counter(adapter)
-    counter.run(lambda: adapter(weight.new_zeros(1, weight.shape[1], *size), size))
+    counter.run(lambda: adapter(adapter.bn.weight.new_zeros(1, adapter.in_channels, *size), size))
     return Cost(tuple(counter.layers))
 
 

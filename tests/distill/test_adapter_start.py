@@ -12,14 +12,14 @@ from distill.tails import look
 from models.network import probing
 
 
-def distiller_of():
+def distiller_of(adapter="conv1x1"):
     teacher = teacher_of("resnet18", torch.float64)
     student = student_of(teacher)
     with torch.no_grad():
         for module in student.modules():
             if isinstance(module, torch.nn.BatchNorm2d):
                 module.bias += 0.5  # every layer fires
-    return HybridDistiller(teacher, student, images=images_of(torch.float64)).train()
+    return HybridDistiller(teacher, student, images=images_of(torch.float64), adapter=adapter).train()
 
 
 def flat(x):
@@ -59,6 +59,37 @@ def test_the_adapter_is_the_regression_of_the_features_on_the_rates(resized):
         np.testing.assert_allclose(found, np.maximum(expected, 0), rtol=0, atol=1e-9 * np.abs(a).max())
         share = 1 - ((a - expected) ** 2).sum() / ((a - a.mean(0)) ** 2).sum()
         assert explained[tap.name] == pytest.approx(share, abs=1e-9) and 0 < share < 1
+
+
+def test_an_adapter_of_3x3_starts_as_one_of_1x1_does():
+    found = {}
+    for form in ("conv1x1", "conv3x3"):
+        distiller = distiller_of(form)
+        explained = start_adapters(distiller, ["layer2"], [images_of(torch.float64, 4)])
+        adapter = distiller.adapters[1].eval()
+        rate = torch.rand(2, adapter.in_channels, 5, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+        with torch.no_grad():
+            found[form] = (explained, adapter(rate, rate.shape[2:]))
+    assert found["conv1x1"][0] == found["conv3x3"][0]
+    torch.testing.assert_close(found["conv1x1"][1], found["conv3x3"][1], rtol=0, atol=1e-12)
+
+
+def test_an_adapter_without_a_convolution_starts_at_the_regression_of_each_channel_on_its_own():
+    distiller, images = distiller_of("norm"), images_of(torch.float64, 6)
+    explained = start_adapters(distiller, ["layer2"], [images[:4], images[4:]])
+    tap, adapter = distiller.taps[1], distiller.adapters[1].eval()
+    feature = look(distiller.teacher, [tap], images, maps=True)[1]["layer2"].map
+    with probing(distiller.student, distiller.student.timesteps):
+        rate = distiller.rates(images, ["layer2"])["layer2"]
+    r, a = flat(rate), flat(feature)
+    ridge = 1e-3 * r.var(0).mean()
+    slopes = [np.cov(r[:, c], a[:, c], bias=True)[0, 1] / (r[:, c].var() + ridge) for c in range(r.shape[1])]
+    expected = (r - r.mean(0)) * np.array(slopes) + a.mean(0)
+    with torch.no_grad():
+        found = flat(adapter(rate, feature.shape[2:]))
+    np.testing.assert_allclose(found, np.maximum(expected, 0), rtol=0, atol=1e-9 * np.abs(a).max())
+    share = 1 - ((a - expected) ** 2).sum() / ((a - a.mean(0)) ** 2).sum()
+    assert explained["layer2"] == pytest.approx(share, abs=1e-9) and 0 < share < 1
 
 
 def test_only_the_adapters_that_are_named_are_set():

@@ -77,6 +77,7 @@ ALONE = {"data.random_resized_crop": True, "teacher.pretrained": True}  # not to
 TOP = {
     "taps": ["layer1", "stages.0"],
     "student_taps": {"stages.0": "layer2"},
+    "adapter": "conv3x3",
     "save_hybrids": False,
     "eval_timesteps": [8],
 }

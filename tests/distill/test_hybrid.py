@@ -19,7 +19,7 @@ from toy_teachers import (
 
 from distill import HybridDistiller, HybridOutput, LossConfig, distillation_losses
 from distill.taps import default_tap_names, hooks
-from models import spiking_twin
+from models import create_snn, spiking_twin
 
 LABELS = torch.tensor([1, 4])
 
@@ -166,6 +166,33 @@ def test_an_adapter_is_a_convolution_a_norm_and_the_activation():
         expected = ((pixelwise - 0.5) / (4.0 + adapter.bn.eps) ** 0.5).relu()
         torch.testing.assert_close(adapter(rate, rate.shape[2:]), expected)
     assert adapter.conv.kernel_size == (1, 1) and adapter.conv.bias is None
+
+
+def test_an_adapter_without_a_convolution_scales_and_shifts_each_channel():
+    teacher = teacher_of("resnet18")
+    distiller = HybridDistiller(teacher, student_of(teacher), images=images_of(), adapter="norm").eval()
+    adapter = distiller.adapters[1]
+    rate = torch.rand(2, adapter.in_channels, 5, 6)
+    assert {name for name, _ in adapter.named_parameters()} == {"bn.weight", "bn.bias"}
+    with torch.no_grad():
+        adapter.bn.bias.copy_(torch.arange(adapter.in_channels) - 0.5)
+        adapter.bn.running_var.fill_(4.0)
+        shifted = rate / (4.0 + adapter.bn.eps) ** 0.5 + adapter.bn.bias[:, None, None]
+        torch.testing.assert_close(adapter(rate, rate.shape[2:]), shifted.relu())
+    student = create_snn("resnet18_cifar", 7, 2, width=6)
+    with pytest.raises(ValueError, match=r"tap 'layer1': adapter must be conv1x1 or conv3x3 .* 6 channels .* 4, found"):
+        HybridDistiller(teacher, student, images=images_of(), adapter="norm")
+
+
+def test_an_adapter_of_3x3_sees_the_neighbours():
+    teacher = teacher_of("resnet18")
+    distiller = HybridDistiller(teacher, student_of(teacher), images=images_of(), adapter="conv3x3").eval()
+    adapter = distiller.adapters[0]
+    rate = torch.rand(2, adapter.in_channels, 5, 6)
+    with torch.no_grad():
+        patches = torch.nn.functional.unfold(rate, 3, padding=1)  # (B, c 9, h w)
+        mixed = (adapter.conv.weight.flatten(1) @ patches).unflatten(2, (5, 6)) / (1 + adapter.bn.eps) ** 0.5
+        torch.testing.assert_close(adapter(rate, rate.shape[2:]), mixed.relu())
 
 
 def test_an_adapter_resizes_where_the_student_has_another_size():

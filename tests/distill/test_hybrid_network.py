@@ -184,6 +184,26 @@ def test_a_folder_without_a_hybrid_is_refused_by_what_is_missing(saved, tmp_path
         load_hybrid(saved)
 
 
+@pytest.mark.parametrize("adapter", ["conv3x3", "norm"])
+def test_a_hybrid_is_loaded_with_the_adapter_that_it_had(adapter, tmp_path):
+    teacher, images = teacher_of("resnet18", torch.float64), images_of(torch.float64, 4)
+    distiller = HybridDistiller(teacher, student_of(teacher), images=images, adapter=adapter).train()
+    distiller(images)
+    hybrid = distiller.eval().hybrid("layer2")
+    save_hybrid(hybrid, tmp_path, tuple(images.shape[1:]))
+    loaded = load_hybrid(tmp_path)
+    assert loaded.adapter.form == adapter
+    with torch.no_grad():
+        assert torch.equal(loaded(images), hybrid(images))
+
+
+def test_a_hybrid_of_before_adapters_had_forms_has_one_of_1x1(saved):
+    spec = json.loads((saved / "config.json").read_text())
+    assert spec.pop("adapter") == "conv1x1"
+    (saved / "config.json").write_text(json.dumps(spec))
+    assert load_hybrid(saved).adapter.form == "conv1x1"
+
+
 def test_a_student_is_no_hybrid_nor_the_other_way_round(saved, tmp_path):
     with pytest.raises(ValueError, match="kind must be one of 'network', 'twin', found 'hybrid'"):
         load_snn(saved)

@@ -86,6 +86,8 @@ def test_an_adapter_is_a_convolution_on_the_size_of_the_teachers_feature():
     tap = Tap("layer1", (12, 4, 6), nn.ReLU())
     found = adapter_cost(Adapter(8, tap).eval(), tap)
     assert found.macs == 24 * 8 * 12 and found.layers[0].bits == 32 * (96 + 2 * 8 * 24)
+    assert adapter_cost(Adapter(8, tap, "conv3x3").eval(), tap).macs == 9 * found.macs
+    assert adapter_cost(Adapter(12, tap, "norm").eval(), tap) == Cost(())
 
 
 def cost(name, macs, acs=0.0, bits=0.0):
