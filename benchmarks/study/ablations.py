@@ -81,6 +81,7 @@ ABLATIONS: dict[str, Ablation] = {
             "student_ce 1": {"loss.student_ce": "1"},
             "hybrid_ce 1": {"loss.hybrid_ce": "1"},
             "hybrid_kd 0.3": {"loss.hybrid_kd": "0.3"},
+            "hybrid_kd 3": {"loss.hybrid_kd": "3"},
             "feature mse": {"loss.feature": "mse"},
         },
         scales=("short",),
@@ -97,7 +98,7 @@ ABLATIONS: dict[str, Ablation] = {
         note="Labels with SGD are the last of the remedies.",
         scales=("short",),
     ),
-    "temperature": Ablation(title="Temperature", default="4", changes=_each("loss.temperature", "1", "2")),
+    "temperature": Ablation(title="Temperature", default="4", changes=_each("loss.temperature", "1", "2", "8")),
     "taps": Ablation(title="Taps", default="stages", changes=_each("taps", "blocks")),
     "adapters": Ablation(title="Where adapters start", default="regression", changes=_each("init.adapters", "random")),
     "adapter": Ablation(

@@ -156,6 +156,9 @@ BPTT = {**TWIN, "student.algorithm": "bptt"}
 HYBRIDS = ("joint", "progressive", "stochastic")
 """The rows that train hybrids."""
 
+AS_THEY_ARE = "teacher_weights-labels_init-teacher"
+"""The ablation that starts from the teacher's weights without a calibration, on labels alone."""
+
 BEST = "joint"
 """The one of `HYBRIDS` from which further rows and the ablations are derived."""
 
@@ -169,7 +172,7 @@ _TRAINED: dict[str, Row] = {
         teacher=False,
     ),
     "teacher_weights": Row(
-        title="rate_m from the teacher's weights, labels alone",
+        title="rate_m from the teacher's weights, calibrated, labels alone",
         label="teacher's weights",
         script="train_snn",
         arguments={**TAUGHT, "student.name": "twin"},

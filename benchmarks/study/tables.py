@@ -8,7 +8,7 @@ from typing import Any
 from benchmarks.study.ablations import ABLATIONS, Ablation
 from benchmarks.study.comparing import accuracies, alike, by_row, equals, mean, spread, targets
 from benchmarks.study.records import Record
-from benchmarks.study.rows import ROWS, SCALES
+from benchmarks.study.rows import AS_THEY_ARE, ROWS, SCALES
 from distill.report import SATURATED, SILENT
 
 NONE = "-"
@@ -18,7 +18,7 @@ top-1 of the hybrid up to each tap, in the order of the taps, when its training 
 that fire in a step, mean over the layers. *Compute* and *memory*: estimated energy of an image's arithmetic and memory
 traffic, in percent of the teacher's. *Agreement*: share of the images that are given the class that the teacher gives
 them. *Training*: of the steps alone; *wall*: of all processes of the run, evaluations, compilation and what a cut-off
-run repeated included. *Peak*: largest resident memory of the process, 10^6 bytes."""
+run repeated included. *Peak*: largest resident memory of the process, 10^6 bytes, without that of a GPU."""
 
 
 def study(
@@ -27,23 +27,24 @@ def study(
     """The whole file.
 
     Args:
-        records: of one scale and precision.
+        records: of one scale and precision; ablations among them are left to their own file.
         ratios: see `comparing.targets`.
         plots: what each shows, and its file.
         command: what makes this file.
     """
     shown, settings, others = alike([record for record in records if record["row"] in ROWS])
+    judged, *_ = alike([record for record in records if record["row"] in (*ROWS, AS_THEY_ARE)])
     machines = machines_of(shown)
     parts = [
         f"# The study, {shown[0]['scale']}: CIFAR-10 (JPEG q75), {PRECISIONS[shown[0]['precision']]}",
         _about(shown, settings, others, command),
         _main_table(shown, machines),
         COLUMNS,
-        _machines(machines),
+        _machines(shown, machines),
         "## Which rows are equal",
         _equal(shown),
         "## Targets",
-        _targets(shown, ratios),
+        _targets(judged, ratios),
     ]
     if lines := _odd_layers(shown):
         parts += ["## Layers that are almost silent, or fire almost always", lines]
@@ -66,13 +67,13 @@ def ablations(records: Sequence[Record], command: str) -> str:
         f"# Ablations, {records[0]['scale']}: CIFAR-10 (JPEG q75), {PRECISIONS[records[0]['precision']]}",
         _about(shown, settings, others, command),
         "Each row differs from the default, the first of its table, in that setting alone, where nothing else is said. "
-        f"A difference smaller than the spread of the seeds is none: {_spread_text(shown)}.",
+        f"A difference smaller than the spread of the seeds is none: {_spread_text(alike(records)[0])}.",
     ]
     for group, ablation in begun.items():
         if found.keys() & ablation.rows(group).keys():
             note = [ablation.note] if ablation.note else []
             parts += [f"## {ablation.title}", *note, _ablation(group, ablation, found, machines)]
-    return "\n\n".join([*parts, _machines(machines), _made_of(shown)]) + "\n"
+    return "\n\n".join([*parts, _machines(shown, machines), _made_of(shown)]) + "\n"
 
 
 def machine_of(record: Record) -> str:
@@ -178,7 +179,7 @@ def _mean(records: Sequence[Record], value: Callable[[Record], float | None], di
 
 
 def _commits(records: Sequence[Record]) -> str:
-    return ", ".join(dict.fromkeys(r["commit"] for r in records))
+    return ", ".join(dict.fromkeys(commit for r in records for commit in r["commit"].split(", ")))
 
 
 def _hybrids(records: Sequence[Record]) -> str:
@@ -201,8 +202,12 @@ def _energy(name: str, records: Sequence[Record], kind: str, reference: float | 
     return _mean(records, lambda r: r[f"{kind}_uj"], 1, 100 / reference)
 
 
-def _machines(machines: Mapping[str, str]) -> str:
-    lines = [f"Machine {letter}: {name}." for name, letter in machines.items()]
+def _machines(records: Sequence[Record], machines: Mapping[str, str]) -> str:
+    lines = []
+    for name, letter in machines.items():
+        of_it = [r["versions"].items() for r in records if machine_of(r) == name]
+        versions = dict.fromkeys(", ".join(f"{package} {version}" for package, version in each) for each in of_it)
+        lines.append(f"Machine {letter}: {name}; {'; '.join(versions)}.")
     if len(machines) > 1:
         lines.append("Times, images/s and peaks of different machines cannot be compared.")
     lines.append(
@@ -314,6 +319,5 @@ def _against(base: Sequence[Record], records: Sequence[Record]) -> str:
 
 
 def _made_of(records: Sequence[Record]) -> str:
-    each = dict.fromkeys(", ".join(f"{name} {value}" for name, value in r["versions"].items()) for r in records)
     times = sorted(record["ended"] for record in records)
-    return f"Versions: {'; '.join(each)}. Runs ended between {times[0]} and {times[-1]}."
+    return f"Runs ended between {times[0]} and {times[-1]}."

@@ -23,19 +23,20 @@ def write_study(file: Path) -> list[Path]:
     Returns:
         what was written.
     """
-    records = [record for record in read(file) if record["row"] in ROWS]
-    if not records:
+    records = read(file)
+    rows = [record for record in records if record["row"] in ROWS]
+    if not rows:
         return []
     written, shown = [], []
     for name, (what, draw) in PLOTS.items():
         path = file.with_name(f"{file.stem}_{name}.svg")
-        if (svg := draw(alike(records)[0])) is not None:
+        if (svg := draw(alike(rows)[0])) is not None:
             path.write_text(svg)
             written.append(path)
             shown.append((what, path.name))
     table = file.with_suffix(".md")
-    command = f"python -m benchmarks.study table --scale {records[0]['scale']}"
-    table.write_text(tables.study(records, _ratios(file, records[0]["scale"]), shown, command))
+    command = f"python -m benchmarks.study table --scale {rows[0]['scale']}"
+    table.write_text(tables.study(records, _ratios(file, rows[0]["scale"]), shown, command))
     return [table, *written]
 
 
