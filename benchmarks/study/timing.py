@@ -140,23 +140,28 @@ def times(options: argparse.Namespace) -> dict[str, list[float]]:
     return alternate(steps, options.rounds, options.warmup)
 
 
-def memory(options: argparse.Namespace) -> dict[str, list[float]]:
-    """Peak memory in MB of each kind's process, with a small and with a large batch."""
-    found: dict[str, list[float]] = {}
-    for name in options.steps:
-        for batch in options.memory_batches:
-            words = [sys.executable, "-m", "benchmarks.study.timing", "--child", name, "--batch", str(batch)]
-            words += ["--precision", options.precision, "--width", str(options.width)]
-            words += [] if options.threads is None else ["--threads", str(options.threads)]
-            words += [] if options.compiled else ["--no-compile"]
-            done = subprocess.run(
-                words, cwd=REPOSITORY, env=os.environ | EAGER_TO_RETURN, capture_output=True, text=True
-            )
-            if done.returncode != 0:
-                raise RuntimeError(f"{name} with a batch of {batch}: {done.stderr[-2000:]}")
-            found.setdefault(name, []).append(json.loads(done.stdout)["peak_mb"])
-            print(f"{name}, batch {batch}: {found[name][-1]:.0f} MB", file=sys.stderr, flush=True)
+def memory(options: argparse.Namespace) -> dict[str, list[list[float]]]:
+    """Peak memory in MB of each kind's process, a small and a large batch a round; the kinds take turns."""
+    found: dict[str, list[list[float]]] = {name: [] for name in options.steps}
+    for _ in range(options.memory_rounds):
+        for name in options.steps:
+            found[name].append(_peaks(name, options))
     return found
+
+
+def _peaks(name: str, options: argparse.Namespace) -> list[float]:
+    peaks = []
+    for batch in options.memory_batches:
+        words = [sys.executable, "-m", "benchmarks.study.timing", "--child", name, "--batch", str(batch)]
+        words += ["--precision", options.precision, "--width", str(options.width)]
+        words += [] if options.threads is None else ["--threads", str(options.threads)]
+        words += [] if options.compiled else ["--no-compile"]
+        done = subprocess.run(words, cwd=REPOSITORY, env=os.environ | EAGER_TO_RETURN, capture_output=True, text=True)
+        if done.returncode != 0:
+            raise RuntimeError(f"{name} with a batch of {batch}: {done.stderr[-2000:]}")
+        peaks.append(json.loads(done.stdout)["peak_mb"])
+        print(f"{name}, batch {batch}: {peaks[-1]:.0f} MB", file=sys.stderr, flush=True)
+    return peaks
 
 
 def child(options: argparse.Namespace) -> float:
@@ -171,21 +176,22 @@ def child(options: argparse.Namespace) -> float:
     return peak_memory_mb(torch.device("cpu"))
 
 
-def slope(peaks: Sequence[float], batches: Sequence[int]) -> float:
-    """MB that one more image of a batch adds."""
-    return (peaks[1] - peaks[0]) / (batches[1] - batches[0])
+def slopes(rounds: Sequence[Sequence[float]], batches: Sequence[int]) -> list[float]:
+    """MB that one more image of a batch adds, in each round."""
+    return [(peaks[1] - peaks[0]) / (batches[1] - batches[0]) for peaks in rounds]
 
 
 def ratios(
-    seconds: Mapping[str, Sequence[float]], peaks: Mapping[str, Sequence[float]], batches: Sequence[int]
+    seconds: Mapping[str, Sequence[float]], peaks: Mapping[str, Sequence[Sequence[float]]], batches: Sequence[int]
 ) -> dict[str, float]:
-    """Of rate_m to BPTT, both from scratch: the median of the rounds' ratios of time, and that of memory an image."""
+    """Of rate_m to BPTT, both from scratch: the medians of the rounds' ratios, of time and of memory an image."""
     found = {}
     if {"scratch", "bptt"} <= seconds.keys():
         pairs = zip(seconds["scratch"], seconds["bptt"], strict=True)
         found["time"] = statistics.median(own / other for own, other in pairs)
     if {"scratch", "bptt"} <= peaks.keys():
-        found["memory"] = slope(peaks["scratch"], batches) / slope(peaks["bptt"], batches)
+        slopes_of = {name: slopes(peaks[name], batches) for name in ("scratch", "bptt")}
+        found["memory"] = statistics.median(a / b for a, b in zip(slopes_of["scratch"], slopes_of["bptt"], strict=True))
     return found
 
 
@@ -203,7 +209,8 @@ def markdown(result: Mapping[str, Any]) -> str:
             cells = [name, spread([1000 * t for t in own], 0), f"{result['batch'] / statistics.median(own):.1f}", NONE]
             if "scratch" in seconds:
                 cells[3] = spread([a / b for a, b in zip(own, seconds["scratch"], strict=True)], 2)
-        more = [f"{peak:.0f}" for peak in peaks[name]] + [f"{slope(peaks[name], batches):.2f}"] if name in peaks else []
+        more = [_around(each, 0) for each in zip(*peaks[name], strict=True)] if name in peaks else []
+        more += [_around(slopes(peaks[name], batches), 2)] if name in peaks else []
         body.append([*cells, *(more or [NONE] * 3)])
     head = ["step", "time (ms)", "images/s", "x scratch", *(f"peak at {batch} (MB)" for batch in batches), "MB/image"]
     said = [
@@ -215,11 +222,18 @@ def markdown(result: Mapping[str, Any]) -> str:
         "Times are medians of steps taken in turns, with quartiles; *x scratch* is the ratio to the step of `scratch` "
         "in the same round. *Peak* is the largest resident memory of a process that takes that step alone, with "
         + " ".join(f"`{name}={value}`" for name, value in EAGER_TO_RETURN.items())
-        + "; *MB/image* its slope between the two batches. A megabyte is 10^6 bytes."
+        + "; *MB/image* its slope between the two batches; medians, least and most of the rounds. A megabyte is 10^6 "
+        "bytes."
     )
     return (
         "\n\n".join(["# Training steps of the study", result["settings"], about, rows_text(head, body), *said]) + "\n"
     )
+
+
+def _around(values: Sequence[float], digits: int) -> str:
+    """The median and, where they differ, least and most: of so few rounds quartiles say no more."""
+    shown, low, high = (f"{v:.{digits}f}" for v in (statistics.median(values), min(values), max(values)))
+    return shown if low == high else f"{shown} [{low}, {high}]"
 
 
 def parser() -> argparse.ArgumentParser:
@@ -236,6 +250,7 @@ def parser() -> argparse.ArgumentParser:
     add("--no-compile", dest="compiled", action="store_false", help="run the fused passes as they are written")
     add("--warmup", type=int, default=2, help="rounds before the timed ones")
     add("--rounds", type=int, default=10, help="timed rounds, at least 2; 0 for memory alone")
+    add("--memory-rounds", type=int, default=3, help="processes for each peak of memory")
     add("--no-memory", dest="memory", action="store_false", help="times alone")
     add("--results", type=Path, default=RESULTS, metavar="DIR")
     add("--child", choices=list(KINDS), help=argparse.SUPPRESS)
@@ -249,6 +264,8 @@ def main(argv: list[str] | None = None) -> None:
     small, large = options.memory_batches
     if not 2 <= small < large:  # taps are checked on two images
         parser().error(f"--memory-batches must be a smaller and a larger number, at least 2, found {small} {large}")
+    if options.memory_rounds < 1:
+        parser().error(f"--memory-rounds must be at least 1, found {options.memory_rounds}")
     if options.batch < 2:
         parser().error(f"--batch must be at least 2, found {options.batch}")
     # before PyTorch is imported: the peak memory of a child starts at that of its parent

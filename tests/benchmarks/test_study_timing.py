@@ -11,7 +11,11 @@ from benchmarks.study import timing
 
 def test_ratios_of_time_and_memory_by_hand():
     seconds = {"scratch": [1.0, 2.0, 3.0], "bptt": [2.0, 2.0, 4.0]}  # ratios 0.5, 1 and 0.75
-    peaks = {"scratch": [100.0, 124.0], "bptt": [150.0, 270.0]}  # 0.5 and 2.5 MB an image
+    # 0.5, 0.5 and 1, and 2.5 MB an image: ratios 0.2, 0.2 and 0.4
+    peaks = {
+        "scratch": [[100.0, 124.0], [104.0, 128.0], [102.0, 150.0]],
+        "bptt": [[150.0, 270.0], [151.0, 271.0], [150.0, 270.0]],
+    }
     assert timing.ratios(seconds, peaks, [16, 64]) == {"time": 0.75, "memory": pytest.approx(0.2)}
     assert timing.ratios({"kd": [1.0]}, {}, [16, 64]) == {}
     result = {
@@ -19,8 +23,9 @@ def test_ratios_of_time_and_memory_by_hand():
         "ratios": timing.ratios(seconds, peaks, [16, 64]),
     }
     text = timing.markdown(result)
-    row = ["bptt", "2000 [2000, 3000]", "16.0", "1.33 [1.17, 1.67]", "150", "270", "2.50"]
+    row = ["bptt", "2000 [2000, 3000]", "16.0", "1.33 [1.17, 1.67]", "150 [150, 151]", "270 [270, 271]", "2.50"]
     assert line_with(text, "| bptt") == row  # ratios 2, 1 and 1.33
+    assert line_with(text, "| scratch")[4:] == ["102 [100, 104]", "128 [124, 150]", "0.50 [0.50, 1.00]"]
     assert "rate_m takes 0.750 of BPTT's time (target: at most 0.55)." in text
     assert "rate_m takes 0.200 of BPTT's memory an image (target: at most 0.2)." in text
 
