@@ -212,6 +212,7 @@ _TRAINED: dict[str, Row] = {
         script="distill",
         arguments={**WITH_TAPS, "schedule.name": "stochastic"},
         at_scale=SOFT_HYBRIDS,
+        seeds=3,
     ),
     "bptt": Row(
         title="BPTT from scratch",
