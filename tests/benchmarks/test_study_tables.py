@@ -78,6 +78,8 @@ def test_targets_are_judged_by_the_means(study):
     assert found[1].found == "joint 62.30, kd 60.40: +1.90"
     assert found[2].found == "joint 62.30, the teacher 87.50: -25.20"
     assert found[3].found == "scratch 40.00, bptt 41.25: -1.25"
+    lucky = dict(records.read(study)[-1], row="stochastic", top1=70.0)  # one seed
+    assert targets([*records.read(study), lucky], {})[0].found == found[0].found
     text = tables.study(records.read(study), {}, [], "")
     assert [line_with(text, what)[2] for what in ("| joint 62.30, kd", "| scratch 40.00, bptt")] == [
         "yes",
