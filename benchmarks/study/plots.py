@@ -7,10 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
+from benchmarks.study.cells import machine_of
 from benchmarks.study.comparing import by_row
 from benchmarks.study.records import Record
 from benchmarks.study.rows import BEST, HYBRIDS, ROWS
-from benchmarks.study.tables import machine_of
 from distill.html_report.chart import count_axis, label_ends
 from distill.html_report.palette import Palette
 from distill.html_report.svg import Canvas, drawn

@@ -197,8 +197,8 @@ def ratios(
 
 def markdown(result: Mapping[str, Any]) -> str:
     from benchmarks.distillation_step import spread
+    from benchmarks.study.cells import NONE, rows_text
     from benchmarks.study.comparing import OF_BPTT_MEMORY, OF_BPTT_TIME
-    from benchmarks.study.tables import NONE, rows_text
 
     seconds, peaks, batches = result["seconds"], result["peaks_mb"], result["memory_batches"]
     body = []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from benchmarks.study import plots, tables
+from benchmarks.study import ablation_tables, plots, tables
 from benchmarks.study.ablations import ABLATION_ROWS
 from benchmarks.study.comparing import alike
 from benchmarks.study.records import read
@@ -47,7 +47,7 @@ def write_ablations(file: Path) -> list[Path]:
         return []
     path = file.with_name(f"{file.stem}_ablations.md")
     command = f"python -m benchmarks.study table --ablations --scale {records[0]['scale']}"
-    path.write_text(tables.ablations(records, command))
+    path.write_text(ablation_tables.ablations(records, command))
     return [path]
 
 

@@ -6,7 +6,7 @@ import pytest
 from toy_study import TAUGHT, leave, line_with
 
 from benchmarks.study import __main__ as program
-from benchmarks.study import records, tables
+from benchmarks.study import ablation_tables, cells, records, tables
 from benchmarks.study.comparing import accuracies, chance, equals, mean, spread, targets
 
 
@@ -52,7 +52,7 @@ def test_runs_of_other_settings_are_left_out(study, tmp_path):
         for seed in range(3):  # more than there are of the common rate
             leave(tmp_path / "more", row, seed, lr=0.03)
     records.collect(tmp_path / "more", "short", study.parent)
-    text = tables.ablations(records.read(study), "")
+    text = ablation_tables.ablations(records.read(study), "")
     assert line_with(text, "`joint-lr-0.01`")[0] == "0.01" and "Left out" not in text
     assert line_with(text, "`joint-remedies-first`")[:2] == ["first", "`joint-remedies-first`"]
 
@@ -176,7 +176,7 @@ def test_a_table_of_nothing_says_where_it_looked(tmp_path, capsys):
 
 def test_a_gpu_is_the_machine_where_there_is_one():
     record = {"cpu": "a processor", "threads": 2}
-    assert [tables.machine_of(record | more) for more in ({}, {"gpu": None}, {"gpu": "a GPU"})] == [
+    assert [cells.machine_of(record | more) for more in ({}, {"gpu": None}, {"gpu": "a GPU"})] == [
         "a processor, 2 threads",
         "a processor, 2 threads",
         "a GPU, a processor",
