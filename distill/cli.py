@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import difflib
+import itertools
 import os
 import re
 import sys
@@ -72,6 +73,21 @@ class Command(NamedTuple, Generic[C]):
     """The whole configuration as YAML."""
     allow_changed: list[str]
     """Fields that may differ from those of the run that is resumed."""
+
+
+def recipe_for(argv: Sequence[str], default: Path, pretrained: Path) -> Path:
+    """The recipe where no --config is given: another one for a teacher whose weights are pretrained.
+
+    Args:
+        argv: the arguments.
+        default: the recipe of all others.
+        pretrained: the recipe where the arguments say --teacher.pretrained true.
+    """
+    for word, following in itertools.zip_longest(argv, argv[1:], fillvalue=""):
+        name, _, value = word.partition("=")
+        if name == "--teacher.pretrained" and (value or following).lower() in ("true", "yes", "on"):
+            return pretrained
+    return default
 
 
 def parse(

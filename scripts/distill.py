@@ -9,11 +9,12 @@ sys.path[0] = str(Path(__file__).resolve().parent.parent)
 from distill import cli, distillation, session
 from distill.config import DistillConfig
 
-DEFAULT = Path(__file__).resolve().parent.parent / "configs" / "digits.yaml"
+CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 
 
 def main() -> None:
-    config, resume, text, allow_changed = cli.parse(DistillConfig, None, DEFAULT)
+    recipe = cli.recipe_for(sys.argv[1:], CONFIGS / "digits.yaml", CONFIGS / "pretrained.yaml")
+    config, resume, text, allow_changed = cli.parse(DistillConfig, None, recipe)
     distillation.run(config, session.start(config.run, resume, text, allow_changed), resume)
 
 

@@ -245,6 +245,22 @@ def test_a_recipe_that_nobody_named_is_named_where_it_is_used_for_other_data(tmp
     )
 
 
+@pytest.mark.parametrize(
+    "words, expected",
+    [
+        ("", "default"),
+        ("--teacher.pretrained true --teacher.name resnet34.tv_in1k", "pretrained"),
+        ("--teacher.name resnet34.tv_in1k --teacher.pretrained=True", "pretrained"),
+        ("--teacher.pretrained false", "default"),
+        ("--teacher.pretrained", "default"),  # the parser says what is missing
+        ("--run.name --teacher.pretrained --teacher.weights true", "default"),
+    ],
+)
+def test_a_pretrained_teacher_has_a_recipe_of_its_own(words, expected):
+    paths = {name: Path(f"{name}.yaml") for name in ("default", "pretrained")}
+    assert cli.recipe_for(words.split(), **paths) == paths[expected]
+
+
 def test_the_default_recipe_serves_where_none_is_named(tmp_path):
     default = Path(recipe(tmp_path, "train: {epochs: 3}\n", "default.yaml"))
     named = recipe(tmp_path, "train: {lr: 0.5}\n", "named.yaml")

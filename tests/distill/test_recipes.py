@@ -34,6 +34,7 @@ def test_there_are_recipes():
         "digits_snn",
         "cifar10_resnet18",
         "imagenet_resnet34",
+        "pretrained",
         "snn_cifar10",
         "snn_cifar100",
         "snn_imagenet",
