@@ -41,9 +41,11 @@ class _Moments:
         self.count += len(r)
 
     def centred(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """Means (c,) and (C,), covariances (c, c) and (c, C), variances (C,)."""
+        """Means (c,) and (C,), covariances (c, c) and (c, C), variances (C,), none of them below 0 by a rounding."""
         r, a, rr, ra, aa = (total / self.count for total in self.sums)
-        return r, a, rr - torch.outer(r, r), ra - torch.outer(r, a), (aa - a.square()).clamp_min(0)
+        covariance = rr - torch.outer(r, r)
+        covariance.diagonal().clamp_min_(0)
+        return r, a, covariance, ra - torch.outer(r, a), (aa - a.square()).clamp_min(0)
 
 
 @torch.no_grad()
@@ -89,7 +91,7 @@ def _write(adapter: Adapter, moments: _Moments) -> float:
         weight = torch.diag(ra.diagonal() / (rr.diagonal() + ridge))
     else:
         weight = torch.linalg.solve(rr + ridge * torch.eye(len(rr), dtype=rr.dtype, device=rr.device), ra).T  # (C, c)
-    variance = torch.einsum("oi,ij,oj->o", weight, rr, weight)
+    variance = torch.einsum("oi,ij,oj->o", weight, rr, weight).clamp_min(0)
     norm = adapter.bn
     assert norm.running_mean is not None and norm.running_var is not None
     norm.bias.copy_(a)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -23,7 +23,7 @@ class Adapter(nn.Module):
         form: of the convolution; "norm": there is none, so that each channel is scaled and shifted alone.
 
     Raises:
-        ValueError: for "norm" where the student's block has other channels than the tap.
+        ValueError: for another form, and for "norm" where the student's block has other channels than the tap.
 
     Takes (B, in_channels, h, w) and the size (H, W) of the teacher's feature, gives (B, C, H, W).
     """
@@ -31,6 +31,8 @@ class Adapter(nn.Module):
     def __init__(self, in_channels: int, tap: Tap, form: AdapterForm = "conv1x1") -> None:
         super().__init__()
         channels = tap.shape[0]
+        if form not in get_args(AdapterForm):
+            raise ValueError(f"adapter must be one of {get_args(AdapterForm)}, found {form!r}")
         if form == "norm" and in_channels != channels:
             raise ValueError(
                 f"tap {tap.name!r}: adapter must be conv1x1 or conv3x3 where the student's block has {in_channels} "

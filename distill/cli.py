@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import difflib
-import itertools
 import os
 import re
 import sys
@@ -75,27 +74,13 @@ class Command(NamedTuple, Generic[C]):
     """Fields that may differ from those of the run that is resumed."""
 
 
-def recipe_for(argv: Sequence[str], default: Path, pretrained: Path) -> Path:
-    """The recipe where no --config is given: another one for a teacher whose weights are pretrained.
-
-    Args:
-        argv: the arguments.
-        default: the recipe of all others.
-        pretrained: the recipe where the arguments say --teacher.pretrained true.
-    """
-    for word, following in itertools.zip_longest(argv, argv[1:], fillvalue=""):
-        name, _, value = word.partition("=")
-        if name == "--teacher.pretrained" and (value or following).lower() in ("true", "yes", "on"):
-            return pretrained
-    return default
-
-
 def parse(
     config_class: type[C],
     argv: Sequence[str] | None,
     default_recipe: Path | None = None,
     resumable: bool = True,
     positional: str | None = None,
+    pretrained_recipe: Path | None = None,
 ) -> Command[C]:
     """Reads a command line.
 
@@ -105,6 +90,7 @@ def parse(
         default_recipe: the recipe where no --config is given.
         resumable: whether there is a --resume.
         positional: a field, a list of texts, that is given by its place and not by its name.
+        pretrained_recipe: the default's place is its where teacher.pretrained is said: the weights bring a size along.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     parser = _Parser(prog=Path(sys.argv[0]).name, description=config_class.__doc__, allow_abbrev=False)
@@ -126,13 +112,20 @@ def parse(
     parser.add_class_arguments(config_class, as_group=False, skip=set() if positional is None else {positional})
     if any(a.split("=")[0] in ("--config", "-h", "--help") for a in argv):
         default_recipe = None
-    if default_recipe is not None:
-        argv = ["--config", str(default_recipe), *argv]
-    namespace = parser.parse_args(with_nulls(with_lists(argv, config_class), config_class))
+
+    def read(recipe: Path | None) -> Any:
+        words = argv if recipe is None else ["--config", str(recipe), *argv]
+        return parser.parse_args(with_nulls(with_lists(words, config_class), config_class))
+
+    namespace = read(default_recipe)
+    if default_recipe is not None and pretrained_recipe is not None and namespace.teacher.pretrained:
+        default_recipe = pretrained_recipe
+        namespace = read(default_recipe)
     try:
         config = _build(config_class, namespace)
     except ValueError as error:
-        parser.error(str(error))
+        whose = f" (without --config what is not said is from {default_recipe.name})" if default_recipe else ""
+        parser.error(f"{error}{whose}")
     plain = yaml.safe_load(parser.dump(namespace, skip_unset=False))
     for name in ("resume", "config", "allow_changed"):
         plain.pop(name, None)
@@ -143,8 +136,11 @@ def parse(
 
 
 def _name_recipe(prog: str, recipe: Path, said: dict[str, Any]) -> None:
-    """Warns of a recipe that nobody has named, where it is used for other data than its own."""
-    of_recipe = yaml.safe_load(recipe.read_text()).get("data", {}).get("name")
+    """Warns of a recipe that nobody has named and that has the size of its own data, where it is used for others."""
+    recipe_says = yaml.safe_load(recipe.read_text())
+    of_recipe = recipe_says.get("data", {}).get("name")
+    if recipe_says.get("teacher", {}).get("pretrained"):  # the weights bring the size
+        return
     if of_recipe not in (None, said["data"]["name"]) and os.environ.get("RANK", "0") == "0":
         print(
             f"{prog}: warning: no --config: what is not said is taken from {recipe.name}, made for data.name "

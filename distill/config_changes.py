@@ -23,13 +23,16 @@ MAY_CHANGE = (
 )
 """What may differ when a run is resumed: none of it changes a number, unless images are skipped (`_may_change`)."""
 
+BEFORE = {"adapter": "conv1x1"}
+"""Of fields that came later, what runs did that lack them."""
+
 PROCESSES = "processes"
 """What --allow-changed calls the number of processes, which is no field of the configuration."""
 
 
 def changed_fields(saved: dict[str, Any], resolved: dict[str, Any], allow_changed: Sequence[str] = ()) -> list[str]:
     """Dotted names of what differs between two configurations and is in the way of resuming one with the other."""
-    old, new = flatten(saved), flatten(resolved)
+    old, new = {**BEFORE, **flatten(saved)}, {**BEFORE, **flatten(resolved)}
     changed = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
     return [key for key in changed if not _among(key, (*_may_change(old, new), *allow_changed))]
 

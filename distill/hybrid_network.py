@@ -219,7 +219,7 @@ def load_hybrid(folder: str | os.PathLike[str], **download: Unpack[Download]) ->
         tap = Tap(cut["name"], tuple(cut["shape"]), activation, layout)
         student = build_snn(spec["student"])
         teacher = ann_of_file(spec["teacher"]).eval().requires_grad_(False)
-        adapter = Adapter(spec["in_channels"], tap, spec.get("adapter", "conv1x1"))  # of before there were others
+        adapter = _adapter(spec, tap, folder)
         hybrid = Hybrid(student, adapter, teacher, tap, spec["student_tap"], spec["blanks"])
         names = _own_state(hybrid, tuple(spec["input_size"]))
     except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
@@ -234,6 +234,13 @@ def load_hybrid(folder: str | os.PathLike[str], **download: Unpack[Download]) ->
     if (folder / CARD).is_file():
         hybrid.card = (folder / CARD).read_text(errors="replace")
     return hybrid.eval()
+
+
+def _adapter(spec: dict[str, Any], tap: Tap, folder: Path) -> Adapter:
+    try:
+        return Adapter(spec["in_channels"], tap, spec.get("adapter", "conv1x1"))  # those of before had no other
+    except ValueError as error:
+        raise ValueError(f"{folder / CONFIG} does not describe a hybrid: {error}") from error
 
 
 def parameters_that_run(hybrid: Hybrid, size: tuple[int, ...]) -> int:

@@ -98,7 +98,7 @@ class HybridTraining:
         batches = calibration_batches(self.data, config.init.calibration_images, config.run.seed, device)
         explained = start_adapters(distiller, stage.taps, batches)
         shares = ", ".join(f"{tap} {100 * share:.0f} %" for tap, share in explained.items())
-        log.info("adapters start at the share of the features' variance that is linear in the rates: %s", shares)
+        log.info("adapters start where they explain this share of the features' variance: %s", shares)
 
     def _fit(self, distiller: HybridDistiller, stage: Stage, resume: bool) -> None:
         config, session, seed = self.config, self.session, self.config.run.seed

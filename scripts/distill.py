@@ -13,8 +13,9 @@ CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 
 
 def main() -> None:
-    recipe = cli.recipe_for(sys.argv[1:], CONFIGS / "digits.yaml", CONFIGS / "pretrained.yaml")
-    config, resume, text, allow_changed = cli.parse(DistillConfig, None, recipe)
+    config, resume, text, allow_changed = cli.parse(
+        DistillConfig, None, CONFIGS / "digits.yaml", pretrained_recipe=CONFIGS / "pretrained.yaml"
+    )
     distillation.run(config, session.start(config.run, resume, text, allow_changed), resume)
 
 

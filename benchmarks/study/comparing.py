@@ -145,10 +145,11 @@ def targets(records: Sequence[Record], ratios: Mapping[str, float]) -> list[Targ
     means = accuracies(records)
     found = {name: value.value for name, value in means.items()}
     images = next((r["settings"]["data.max_eval_samples"] for r in records), None) or TEST_IMAGES
-    hybrids = {name: means[name] for name in HYBRIDS if name in means}
+    seeds = {name: len({r["seed"] for r in each}) for name, each in by_row(records).items()}
     # a lucky seed beside the means of several would win too often
-    best = max(hybrids, key=lambda name: (hybrids[name].count, hybrids[name].value), default=BEST)
-    who = "the best of joint, progressive, stochastic"
+    hybrids = [name for name in HYBRIDS if name in means]
+    best = max(hybrids, key=lambda name: (seeds[name], means[name].value), default=BEST)
+    who = "the best of joint, progressive, stochastic with the most seeds"
     teachers = [r["teacher_top1"] for r in records if r["row"] == best and r["teacher_top1"] is not None]
     if teachers:
         found["the teacher"] = statistics.fmean(teachers)

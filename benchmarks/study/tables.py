@@ -38,7 +38,7 @@ def study(
     """The whole file.
 
     Args:
-        records: of one scale and precision; ablations among them are left to their own file.
+        records: of one scale and precision; ablations among them are left to their own file, but for a target's.
         ratios: see `comparing.targets`.
         plots: what each shows, and its file.
         command: what makes this file.

@@ -290,7 +290,8 @@ def main(argv: list[str] | None = None) -> None:
     result = {
         "settings": f"ResNet-18 of width {options.width}, 32x32 images, T = 4, batch {options.batch}, {precision}, "
         f"fused passes {'compiled' if options.compiled and is_compiling() else 'as written'}; {options.warmup} + "
-        f"{options.rounds} rounds; {machine.cpu()['cpu']}, {torch.get_num_threads()} thread(s); "
+        f"{options.rounds} rounds, {options.memory_rounds if peaks else 0} of memory; {machine.cpu()['cpu']}, "
+        f"{torch.get_num_threads()} thread(s); "
         f"{datetime.date.today()}; commit {machine.commit(REPOSITORY)}; {packages}.",
         "width": options.width,
         "batch": options.batch,

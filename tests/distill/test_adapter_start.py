@@ -100,8 +100,9 @@ def test_only_the_adapters_that_are_named_are_set():
     assert {name.rpartition(".")[0] for name in moved} == {"adapters.1.conv", "adapters.1.bn"}
 
 
-def test_silent_channels_leave_finite_weights():
-    distiller = distiller_of()
+@pytest.mark.parametrize("form", ["conv1x1", "conv3x3", "norm"])
+def test_silent_channels_leave_finite_weights(form):
+    distiller = distiller_of(form)
     with torch.no_grad():
         distiller.student.layer1[-1].bn2.weight.zero_()
         distiller.student.layer1[-1].bn2.bias.fill_(-10.0)

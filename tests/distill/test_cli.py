@@ -246,19 +246,35 @@ def test_a_recipe_that_nobody_named_is_named_where_it_is_used_for_other_data(tmp
 
 
 @pytest.mark.parametrize(
-    "words, expected",
+    "words, epochs",
     [
-        ("", "default"),
-        ("--teacher.pretrained true --teacher.name resnet34.tv_in1k", "pretrained"),
-        ("--teacher.name resnet34.tv_in1k --teacher.pretrained=True", "pretrained"),
-        ("--teacher.pretrained false", "default"),
-        ("--teacher.pretrained", "default"),  # the parser says what is missing
-        ("--run.name --teacher.pretrained --teacher.weights true", "default"),
+        ("", 3),
+        ("--teacher.pretrained true --teacher.name resnet34.tv_in1k", 4),
+        ("--teacher.name resnet34.tv_in1k --teacher.pretrained=True", 4),
+        ("--teacher.pretrained true --train.epochs 5", 5),
+        ("--teacher.pretrained true --teacher.pretrained false", 3),
+        ("--run.name=--teacher.pretrained", 3),
     ],
 )
-def test_a_pretrained_teacher_has_a_recipe_of_its_own(words, expected):
-    paths = {name: Path(f"{name}.yaml") for name in ("default", "pretrained")}
-    assert cli.recipe_for(words.split(), **paths) == paths[expected]
+def test_a_pretrained_teacher_has_a_recipe_of_its_own(words, epochs, tmp_path, capsys):
+    default = Path(recipe(tmp_path, "train: {epochs: 3}\ndata: {name: digits}\n", "default.yaml"))
+    text = "train: {epochs: 4}\ndata: {name: digits}\nteacher: {pretrained: true}\n"
+    given = dict(default_recipe=default, pretrained_recipe=Path(recipe(tmp_path, text, "pretrained.yaml")))
+    config = parse(words.split(), **given).config
+    assert config.train.epochs == epochs and config.teacher.pretrained == (epochs > 3)
+    named = parse(["--teacher", "{pretrained: true}"], **given).config  # a group
+    assert named.train.epochs == 4
+    parse(["--teacher.pretrained", "true", "--data.name", "synthetic"], **given)
+    assert capsys.readouterr().err == ""  # the weights bring the size of the images
+    own = parse(["--teacher.pretrained", "true", "--config", str(default)], **given).config
+    assert own.train.epochs == 3
+
+
+def test_a_mistake_beside_a_recipe_that_nobody_named_says_whose_the_rest_is(tmp_path, capsys):
+    default = Path(recipe(tmp_path, "student: {init: calibrated}\n", "default.yaml"))
+    with pytest.raises(SystemExit):
+        parse(["--student.name", "sew_resnet18"], default_recipe=default)
+    assert "(without --config what is not said is from default.yaml)" in capsys.readouterr().err
 
 
 def test_the_default_recipe_serves_where_none_is_named(tmp_path):

@@ -19,6 +19,8 @@ def test_flatten():
         ({"run": {"dir": "elsewhere", "seed": 0}}, (), []),
         ({"run": {"dir": None, "seed": 1}}, (), ["run.seed"]),
         ({"new": 1}, (), ["new"]),
+        ({"adapter": "conv1x1"}, (), []),  # what runs had before there was a choice
+        ({"adapter": "norm"}, (), ["adapter"]),
     ],
 )
 def test_fields_that_are_in_the_way_of_resuming(changes, allowed, found):

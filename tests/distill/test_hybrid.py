@@ -176,12 +176,21 @@ def test_an_adapter_without_a_convolution_scales_and_shifts_each_channel():
     assert {name for name, _ in adapter.named_parameters()} == {"bn.weight", "bn.bias"}
     with torch.no_grad():
         adapter.bn.bias.copy_(torch.arange(adapter.in_channels) - 0.5)
+        adapter.bn.weight.copy_(torch.arange(adapter.in_channels) + 2.0)
+        adapter.bn.running_mean.fill_(0.25)
         adapter.bn.running_var.fill_(4.0)
-        shifted = rate / (4.0 + adapter.bn.eps) ** 0.5 + adapter.bn.bias[:, None, None]
+        scales, shifts = (x[:, None, None] for x in (adapter.bn.weight, adapter.bn.bias))
+        shifted = scales * (rate - 0.25) / (4.0 + adapter.bn.eps) ** 0.5 + shifts
         torch.testing.assert_close(adapter(rate, rate.shape[2:]), shifted.relu())
     student = create_snn("resnet18_cifar", 7, 2, width=6)
     with pytest.raises(ValueError, match=r"tap 'layer1': adapter must be conv1x1 or conv3x3 .* 6 channels .* 4, found"):
         HybridDistiller(teacher, student, images=images_of(), adapter="norm")
+
+
+def test_an_adapter_of_an_unknown_form_is_refused():
+    teacher = teacher_of("resnet18")
+    with pytest.raises(ValueError, match=r"adapter must be one of \('conv1x1', 'conv3x3', 'norm'\), found 'linear'"):
+        HybridDistiller(teacher, student_of(teacher), images=images_of(), adapter="linear")
 
 
 def test_an_adapter_of_3x3_sees_the_neighbours():

@@ -197,6 +197,17 @@ def test_a_hybrid_is_loaded_with_the_adapter_that_it_had(adapter, tmp_path):
         assert torch.equal(loaded(images), hybrid(images))
 
 
+@pytest.mark.parametrize(
+    "change, said",
+    [({"adapter": "linear"}, "adapter must be one of"), ({"adapter": "norm", "in_channels": 3}, "has 3 channels")],
+)
+def test_an_adapter_that_cannot_be_is_refused_with_its_file(saved, change, said):
+    spec = json.loads((saved / "config.json").read_text()) | change
+    (saved / "config.json").write_text(json.dumps(spec))
+    with pytest.raises(ValueError, match=rf"config\.json does not describe a hybrid: .*{said}"):
+        load_hybrid(saved)
+
+
 def test_a_hybrid_of_before_adapters_had_forms_has_one_of_1x1(saved):
     spec = json.loads((saved / "config.json").read_text())
     assert spec.pop("adapter") == "conv1x1"

@@ -1,5 +1,6 @@
 """The files in configs/: each parses, and states only what differs from the defaults."""
 
+import runpy
 from pathlib import Path
 
 import pytest
@@ -76,6 +77,28 @@ def test_a_teachers_recipe_makes_the_teacher_that_the_distillation_expects(name)
     config = parsed(distillation)[0]
     assert config.teacher == teacher.teacher and config.data == teacher.data
     assert config.teacher_train == teacher.train
+
+
+def test_the_script_starts_from_it_where_a_teacher_is_pretrained(monkeypatch):
+    script = runpy.run_path(str(FOLDER.parent / "scripts" / "distill.py"))
+    seen = []
+    monkeypatch.setattr(script["distillation"], "run", lambda config, *_: seen.append(config))
+    monkeypatch.setattr(script["session"], "start", lambda *_: None)
+    for words in ([], ["--teacher.pretrained", "true", "--data.root", "images"]):
+        monkeypatch.setattr("sys.argv", ["distill.py", *words])
+        script["main"]()
+    assert [config.run.name for config in seen] == ["digits", "pretrained"]
+    assert [config.student.init for config in seen] == ["teacher", "calibrated"]
+
+
+def test_any_pretrained_teacher_starts_and_learns_as_what_won_on_cifar10():
+    ours, cifar10, imagenet = (
+        parsed(FOLDER / f"{name}.yaml")[0] for name in ("pretrained", "cifar10_resnet18", "imagenet_resnet34")
+    )
+    assert (ours.student, ours.init, ours.loss) == (cifar10.student, cifar10.init, cifar10.loss)
+    assert (ours.train.lr, ours.train.batch_size) == (cifar10.train.lr, cifar10.train.batch_size)
+    assert ours.train.weight_decay == imagenet.train.weight_decay and ours.data.hflip == imagenet.data.hflip
+    assert ours.teacher.pretrained and not ours.train.freeze_norms and ours.run.mixed_precision == "bf16"
 
 
 def test_imagenet_starts_and_learns_as_what_won_on_cifar10():

@@ -202,3 +202,14 @@ def test_gradients_beside_those_of_bptt():
     for label, cells in expected.items():
         assert line("Gradient", label)[1:] == short(cells), label
     assert running["rate_m", "given"] == running["rate_s", "given"]
+
+
+def test_the_remedies_one_after_the_other():
+    steps = ["first", "then_calibrated", "then_lr_0.003", "then_regression", "then_leak_0.5", "then_frozen_norms"]
+    rows = [f"joint-remedies-{step}" for step in steps] + ["joint"]
+    told = [cells for cells in lines_of("Where to start") if len(cells) == 4][1:]
+    assert len(told) == len(rows)
+    for cells, row in zip(told, rows, strict=True):
+        (record,) = [record for record in seeds_of("short_bf16", row) if record["seed"] == 0]
+        hybrids = " / ".join(f"{top1:.2f}" for top1 in record["hybrid_top1"].values())
+        assert cells[1:] == [f"{record['top1']:.2f}", hybrids, f"{100 * record['firing_rate']:.1f}"], row
