@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, NoReturn, TypeVar, get_type_hints
 
+import torch
 import yaml
 from jsonargparse import ArgumentParser, set_parsing_settings
 
@@ -173,6 +174,9 @@ def run(main: Callable[[], None], resumable: bool = True) -> None:
     Of several processes the first to fail says why, and the main process that they were all asked to stop.
     """
     keep_memory()
+    # before threads are made, which take it over: gradients that vanish in silent layers become numbers below the least
+    # normal one, and a CPU takes many times as long for each
+    torch.set_flush_denormal(True)
     try:
         with INTERRUPTION.listening() if resumable else contextlib.nullcontext(), loader_errors_explained():
             follow_launcher()

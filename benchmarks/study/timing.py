@@ -279,6 +279,7 @@ def main(argv: list[str] | None = None) -> None:
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     models.compile_kernels(options.compiled)
+    torch.set_flush_denormal(True)  # as the scripts do (`distill.cli.run`)
     if options.child:
         with contextlib.redirect_stdout(sys.stderr):  # a library that prints must not add to the one line
             peak = child(options)

@@ -10,6 +10,7 @@ import textwrap
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from distill import DistillConfig, SnnTrainingConfig, cli
@@ -268,6 +269,15 @@ def test_a_pretrained_teacher_has_a_recipe_of_its_own(words, epochs, tmp_path, c
     assert capsys.readouterr().err == ""  # the weights bring the size of the images
     own = parse(["--teacher.pretrained", "true", "--config", str(default)], **given).config
     assert own.train.epochs == 3
+
+
+def test_numbers_below_the_least_normal_one_are_zero_in_a_script():
+    least, seen = torch.finfo(torch.float32).tiny, []
+    try:
+        cli.run(lambda: seen.append(torch.full((64,), least) * 0.5))
+    finally:
+        torch.set_flush_denormal(False)
+    assert not seen[0].any() and (torch.full((64,), least) * 0.5).all()
 
 
 def test_a_mistake_beside_a_recipe_that_nobody_named_says_whose_the_rest_is(tmp_path, capsys):
