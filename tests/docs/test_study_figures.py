@@ -59,7 +59,6 @@ CHANGED = {
     "`loss.feature`": ["loss-feature_mse"],
     "`loss.temperature`": ["temperature-1", "temperature-2", "temperature-8"],
     "`train.freeze_norms`": ["norms-of_the_batch"],
-    "`train.lr`": ["lr-0.01"],
 }
 """The settings of the page's table, and the ablations that changed them."""
 SETTINGS = "What each setting is worth"
