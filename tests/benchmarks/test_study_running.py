@@ -89,7 +89,8 @@ def test_the_cost_is_noted_while_a_run_lasts(place, fake, monkeypatch):
 
     def look(seconds):
         record = running.read_record(folder)
-        if record is not None and not seen:
+        # a process that has just begun may hold no more than a page
+        if record is not None and record["peak_rss_mb"] > 1 and not seen:
             seen.append(record)
             raise KeyboardInterrupt
 
@@ -97,7 +98,7 @@ def test_the_cost_is_noted_while_a_run_lasts(place, fake, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         run_row(place, "kd", 0)
     assert seen[0]["processes"][0]["status"] is None and not seen[0]["finished"]
-    assert seen[0]["wall_seconds"] > 0 and seen[0]["peak_rss_mb"] > 1
+    assert seen[0]["wall_seconds"] > 0
 
 
 def test_a_run_whose_end_nobody_noted_is_gone_on_with(place, fake):
